@@ -1,0 +1,1 @@
+"""Processor architectures as frozen data."""

@@ -1,0 +1,103 @@
+"""The error tree. Every error that the library raises on purpose is a `VmiError`.
+
+    VmiError
+    ├── AttachError ── NoSuchDomain, NotRunning, PermissionDenied, UnknownKernel, BadDump, GuestGone
+    ├── MemoryFault ── PageFault(va, level, entry), NoMemory(pa)
+    ├── ProfileError ── NoSymbol, NoMember, WrongProfile
+    └── Unsupported
+
+A message names the domain, the address or the thing missing, and the next step.
+"""
+
+from __future__ import annotations
+
+
+class VmiError(Exception):
+    """Base of all errors raised by this library."""
+
+
+class AttachError(VmiError):
+    """The guest, the dump or its kernel could not be opened."""
+
+
+class NoSuchDomain(AttachError):
+    """No domain of that name, UUID or id; or no file or socket at that path."""
+
+
+class NotRunning(AttachError):
+    """The domain exists, but has no memory to look at."""
+
+
+class PermissionDenied(AttachError):
+    """The operating system or libvirt refused; the message names the privilege that is missing."""
+
+
+class UnknownKernel(AttachError):
+    """No kernel that we know how to read was found in the guest's memory."""
+
+
+class BadDump(AttachError):
+    """The file is no memory dump, or is truncated or damaged."""
+
+
+class GuestGone(AttachError):
+    """The guest ended, was destroyed or rebooted while attached."""
+
+
+class MemoryFault(VmiError):
+    """An address could not be read."""
+
+
+class PageFault(MemoryFault):
+    """A virtual address that the guest's page tables do not map.
+
+    `level` counts from the leaf: 1 is the page table proper, 4 or 5 the root; `entry` is the entry's raw value.
+    """
+
+    def __init__(self, va: int, level: int = 0, entry: int = 0) -> None:
+        super().__init__(f"virtual address {va:#x} is not mapped (level {level}, entry {entry:#x})")
+        self.va = va
+        self.level = level
+        self.entry = entry
+
+
+class NoMemory(MemoryFault):
+    """A guest-physical address where there is no RAM, or none that could be read."""
+
+    def __init__(self, pa: int, size: int = 1) -> None:
+        super().__init__(f"no readable guest memory at physical address {pa:#x} ({size} bytes)")
+        self.pa = pa
+        self.size = size
+
+
+class ProfileError(VmiError):
+    """The profile does not tell something that was asked of it."""
+
+
+class NoSymbol(ProfileError):
+    """The kernel has no symbol of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the kernel has no symbol {name!r}")
+        self.name = name
+
+
+class NoMember(ProfileError):
+    """The kernel has no such type, or the type no such member."""
+
+    def __init__(self, type_name: str, member: str | None = None) -> None:
+        super().__init__(
+            f"the kernel has no type {type_name!r}"
+            if member is None
+            else f"{type_name} has no member {member!r} in this kernel"
+        )
+        self.type_name = type_name
+        self.member = member
+
+
+class WrongProfile(ProfileError):
+    """A profile of another kernel build, or a damaged one."""
+
+
+class Unsupported(VmiError):
+    """What was asked for cannot be done with this target, driver or kernel."""

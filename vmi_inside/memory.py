@@ -1,0 +1,58 @@
+"""Guest-physical memory, read by batch.
+
+Knows runs of RAM and rows of bytes. Page tables, kernels and the ways of reaching a guest are left to others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from vmi_inside.types import U8, U64, Mask
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Run:
+    """One contiguous range of guest RAM: `start` is a guest-physical address, `size` in bytes."""
+
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The first address behind the run."""
+        return self.start + self.size
+
+
+@runtime_checkable
+class PhysicalMemory(Protocol):
+    """What a driver gives: guest RAM, addressed by guest-physical address.
+
+    Reads never raise for an address that holds no RAM: the batch form marks the row, the scalar form gives
+    `None`. What they raise is `GuestGone`, when the guest behind the memory went away.
+    """
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """What RAM there is, ascending, disjoint, holes left out."""
+        ...
+
+    def gather(self, pa: U64, out: U8) -> Mask:
+        """Read `out.shape[1]` bytes at each of the `n` addresses `pa` (n,) into the rows of `out` (n, width).
+
+        `out` is C-contiguous. A row never crosses a page. Gives (n,) bool: False, and a zeroed row, where the
+        memory could not be read.
+        """
+        ...
+
+    def read(self, pa: int, size: int) -> bytes | memoryview | None:
+        """`size` bytes at `pa` as one bytes-like object, or None when not all of it is readable RAM.
+
+        `size` is not limited to a page. A view is into live memory where the driver maps it: zero-copy, and
+        changing under the reader's eyes; take `bytes()` of it to keep it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release mappings and descriptors. Reading afterwards is a programming error."""
+        ...

@@ -1,0 +1,66 @@
+"""Byte ranges of differing lengths, read in one gather.
+
+Knows only addresses and sizes: argument lists, descriptor tables, strings and hash tables are all this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmi_inside.space import AddressSpace
+from vmi_inside.types import PAGE_SIZE, U8, U64, Mask
+
+#: No single reading takes more than this, whatever sizes the guest claims.
+TOTAL_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """`n` byte ranges: range `i` is `data[start[i] : start[i] + size[i]]`; `ok[i]` says that all of it was read."""
+
+    data: U8
+    start: NDArray[np.int64]
+    size: NDArray[np.int64]
+    ok: Mask
+
+    def row(self, index: int) -> bytes:
+        """Range `index` as bytes, zeros where it could not be read."""
+        start = int(self.start[index])
+        return self.data[start : start + int(self.size[index])].tobytes()
+
+    def rows(self) -> list[bytes]:
+        """All ranges as bytes."""
+        whole = self.data.tobytes()
+        return [whole[a : a + n] for a, n in zip(self.start.tolist(), self.size.tolist(), strict=True)]
+
+    def words(self) -> tuple[U64, NDArray[np.intp]]:
+        """The 64-bit words of all ranges in a row, and (m,) which range each came from. Sizes are multiples of 8."""
+        count = self.size // 8
+        owner = np.repeat(np.arange(len(count)), count)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        byte = (self.start[owner] + 8 * within)[:, None] + np.arange(8)[None, :]
+        return self.data[byte].view("<u8")[:, 0] if len(owner) else np.empty(0, dtype=np.uint64), owner
+
+
+def gather(space: AddressSpace, va: U64, size: NDArray[np.int64], roots: U64 | None = None) -> Ragged:
+    """Read `size[i]` bytes at `va[i]` for all `i`. Sizes are cut so that the whole stays below `TOTAL_LIMIT`."""
+    size = np.maximum(size, 0)
+    before = np.cumsum(size) - size
+    size = np.where(before + size > TOTAL_LIMIT, 0, size)
+    cut = before + size > TOTAL_LIMIT
+    mean = int(size.mean()) if len(size) else 0
+    unit = min(PAGE_SIZE, max(64, 1 << mean.bit_length()))
+    # Units are aligned, so none crosses a page; the few bytes around a range come along.
+    low = va & ~np.uint64(unit - 1)
+    lead = (va - low).astype(np.int64)
+    count = np.where(size > 0, (lead + size + unit - 1) // unit, 0)
+    owner = np.repeat(np.arange(len(va)), count)
+    first = np.cumsum(count) - count
+    within = (np.arange(len(owner)) - first[owner]).astype(np.uint64)
+    pieces, good = space.gather(low[owner] + within * np.uint64(unit), unit, None if roots is None else roots[owner])
+    ok = ~cut
+    ok[owner[~good]] = False
+    return Ragged(pieces.ravel(), first * unit + lead, size, ok)

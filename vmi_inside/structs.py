@@ -1,0 +1,185 @@
+"""Typed structs at many addresses: columns of members, fetched by one planned gather.
+
+Knows how members lie in a struct and how to turn bytes into columns. Where the addresses come from is `walk`'s matter,
+and what the structs mean a table's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmi_inside.profile.ctypes import CType, Member
+from vmi_inside.space import AddressSpace
+from vmi_inside.types import U8, U64, Mask
+
+#: Members closer than this are read as one span: a row costs more than the bytes between.
+SPAN_GAP = 256
+#: No struct member that we fetch is larger; a profile that says so lies.
+MEMBER_LIMIT = 1 << 16
+
+Names = str | tuple[str, ...]
+Column = NDArray[np.generic]
+
+
+class Structs:
+    """`n` structs of one C type at `n` addresses, with the columns that were fetched.
+
+    `address` is (n,) uint64; 0 stands for "none": such rows are never read and never faults, their columns are 0.
+    `fault` is (n,) bool: rows with an address that could not be read. `rows["member"]` gives a fetched column:
+    integers and enums in their own dtype, pointers as uint64, anything else as (n, size) uint8.
+    """
+
+    __slots__ = ("_columns", "address", "fault", "space", "type")
+
+    def __init__(self, space: AddressSpace, ctype: CType, address: U64, fault: Mask | None = None) -> None:
+        self.space = space
+        self.type = ctype
+        self.address = address
+        self.fault = np.zeros(len(address), dtype=np.bool_) if fault is None else fault
+        self._columns: dict[str, Column] = {}
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+    def __getitem__(self, name: str) -> Column:
+        return self._columns[name]
+
+    def fetch(self, *members: Names) -> Structs:
+        """Read members into columns, nearby ones together, and give these same structs back.
+
+        A member is a path, or a tuple of alternatives of which the first that the type has is read; the column goes
+        by the first alternative's name. Raises `NoMember` before anything is read.
+        """
+        wanted = {_first(names): self.type.member(*_all(names)) for names in members}
+        wanted = {name: member for name, member in wanted.items() if name not in self._columns}
+        live = np.flatnonzero(self.address)
+        whole = len(live) == len(self.address)
+        for span in _plan(wanted):
+            base = self.address if whole else self.address[live]
+            rows, ok = self.space.gather(base + np.uint64(span.start), span.size)
+            bad = live[~ok]
+            if len(bad):
+                self.fault[bad] = True
+            for name, member in span.members:
+                column = _decode(rows, member, member.offset - span.start)
+                if not whole:
+                    full = np.zeros((len(self.address), *column.shape[1:]), dtype=column.dtype)
+                    full[live] = column
+                    column = full
+                self._columns[name] = column
+        return self
+
+    def select(self, which: NDArray[np.intp] | Mask) -> Structs:
+        """These rows only, with their columns."""
+        out = Structs(self.space, self.type, self.address[which], self.fault[which])
+        out._columns = {name: column[which] for name, column in self._columns.items()}
+        return out
+
+    def has(self, *names: str) -> bool:
+        """Whether this kernel's type has one of these members."""
+        return self.type.has(*names)
+
+    def pointer(self, names: Names) -> U64:
+        """A pointer member as (n,) uint64 addresses, fetched if it was not."""
+        name = _first(names)
+        if name not in self._columns:
+            self.fetch(names)
+        return self._columns[name].astype(np.uint64, copy=False)
+
+    def number(self, names: Names) -> NDArray[np.int64]:
+        """An integer member as (n,) int64, fetched if it was not."""
+        name = _first(names)
+        if name not in self._columns:
+            self.fetch(names)
+        return self._columns[name].astype(np.int64, copy=False)
+
+    def unsigned(self, names: Names) -> U64:
+        """An integer member as (n,) uint64, fetched if it was not."""
+        return self.pointer(names)
+
+    def text(self, names: Names) -> list[str]:
+        """A char array member as text up to its first NUL, fetched if it was not."""
+        name = _first(names)
+        if name not in self._columns:
+            self.fetch(names)
+        return texts(self._columns[name].view(np.uint8))
+
+    def at(self, names: Names) -> U64:
+        """The addresses (n,) of a member within each struct; 0 where there is no struct."""
+        offset = np.uint64(self.type.member(*_all(names)).offset)
+        return np.where(self.address == 0, np.uint64(0), self.address + offset)
+
+    def follow(self, names: Names, ctype: CType | None = None) -> Structs:
+        """The structs that a pointer member points at; of the type that the pointer says, unless one is given."""
+        member = self.type.member(*_all(names))
+        return Structs(self.space, ctype or member.type.target, self.pointer(names))
+
+    def inside(self, names: Names, ctype: CType | None = None) -> Structs:
+        """The structs embedded as a member."""
+        return Structs(self.space, ctype or self.type.member(*_all(names)).type, self.at(names))
+
+    def holder(self, ctype: CType, *names: str) -> Structs:
+        """container_of: the structs of type `ctype` whose member `names` lies at these addresses."""
+        offset = np.uint64(ctype.member(*names).offset)
+        return Structs(self.space, ctype, np.where(self.address == 0, np.uint64(0), self.address - offset))
+
+
+def texts(raw: U8) -> list[str]:
+    """Rows (n, width) of NUL-terminated bytes as text; bytes that are no UTF-8 become `\\xNN`."""
+    ended = np.logical_or.accumulate(raw == 0, axis=1)
+    clean = np.ascontiguousarray(np.where(ended, np.uint8(0), raw))
+    cells: list[bytes] = clean.view(f"S{raw.shape[1]}")[:, 0].tolist() if raw.shape[1] else [b""] * len(raw)
+    return [cell.decode("utf-8", "backslashreplace") for cell in cells]
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    start: int
+    size: int
+    members: tuple[tuple[str, Member], ...]
+
+
+def _plan(wanted: dict[str, Member]) -> Iterable[_Span]:
+    """Group members into spans: nearby members are one read."""
+    group: list[tuple[str, Member]] = []
+    start = end = 0
+    for name, member in sorted(wanted.items(), key=lambda item: item[1].offset):
+        size = min(member.size, MEMBER_LIMIT)
+        if group and member.offset - end > SPAN_GAP:
+            yield _Span(start, end - start, tuple(group))
+            group = []
+        if not group:
+            start = end = member.offset
+        group.append((name, member))
+        end = max(end, member.offset + size)
+    if group:
+        yield _Span(start, end - start, tuple(group))
+
+
+def _decode(rows: U8, member: Member, offset: int) -> Column:
+    size = min(member.size, MEMBER_LIMIT)
+    raw = np.ascontiguousarray(rows[:, offset : offset + size])
+    scalar = member.type.kind in ("int", "enum", "pointer") and size in (1, 2, 4, 8)
+    if not scalar:
+        return raw
+    signed = member.type.signed and not member.bit_size
+    column = raw.view(f"<{'i' if signed else 'u'}{size}")[:, 0]
+    if not member.bit_size:
+        return column
+    bits = (column.astype(np.uint64) >> np.uint64(member.bit_offset)) & np.uint64((1 << member.bit_size) - 1)
+    if member.type.signed:
+        top = np.uint64(1 << (member.bit_size - 1))
+        return ((bits ^ top) - top).view(np.int64)
+    return bits
+
+
+def _first(names: Names) -> str:
+    return names if isinstance(names, str) else names[0]
+
+
+def _all(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names

@@ -1,0 +1,32 @@
+"""Names for the array types used throughout, and page arithmetic.
+
+Knows NumPy dtypes and the 4 KiB page. Everything else is somebody else's.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+PAGE_SHIFT: Final = 12
+PAGE_SIZE: Final = 1 << PAGE_SHIFT
+PAGE_MASK: Final = PAGE_SIZE - 1
+MASK64: Final = (1 << 64) - 1
+
+
+def align_down(value: int, to: int) -> int:
+    """`value` rounded down to a multiple of `to`, a power of two."""
+    return value & ~(to - 1)
+
+
+def align_up(value: int, to: int) -> int:
+    """`value` rounded up to a multiple of `to`, a power of two."""
+    return (value + to - 1) & ~(to - 1)

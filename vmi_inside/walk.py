@@ -1,0 +1,215 @@
+"""Walkers of the kernel's containers, in batches: hash chains, lists, the xarray.
+
+Knows `struct hlist_*`, `struct list_head` (include/linux/types.h), `hlist_nulls` (include/linux/list_nulls.h) and
+`struct xarray` (include/linux/xarray.h, 4.20 and later). What hangs in the containers is a table's matter.
+
+Every walk has a limit, and says where it was cut: by a cycle, by memory that cannot be read, by the limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmi_inside import ragged
+from vmi_inside.errors import MemoryFault
+from vmi_inside.profile.ctypes import CType
+from vmi_inside.space import AddressSpace
+from vmi_inside.types import U64, Mask
+
+#: Nodes that one walk visits at the most.
+NODE_LIMIT = 1 << 20
+#: An xarray of 64-bit indices with 64 slots a node is no deeper than this.
+XARRAY_DEPTH = 11
+
+_NONE = np.uint64(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Nodes found: `address` (m,) uint64 and `owner` (m,) the chain or slot index that each belongs to.
+
+    `faults` names what cut the walk short, in words; empty when it came to its end.
+    """
+
+    address: U64
+    owner: NDArray[np.int64]
+    faults: tuple[str, ...]
+
+
+def chains(
+    space: AddressSpace, first: U64, next_offset: int = 0, *, end: U64 | None = None, what: str = "list"
+) -> Walk:
+    """Walk `n` linked chains at once, one node of each a round.
+
+    `first` (n,) holds each chain's first node; the pointer to the next lies `next_offset` bytes into a node. A chain
+    ends at NULL, at an odd pointer (the end marker of `hlist_nulls`), or at its own `end[i]` (a circular list's head).
+    Rounds are as many as the longest chain is long.
+    """
+    owner = np.arange(len(first), dtype=np.int64)
+    node = np.ascontiguousarray(first, dtype=np.uint64)
+    seen = np.empty(0, dtype=np.uint64)
+    nodes: list[U64] = []
+    owners: list[NDArray[np.int64]] = []
+    faults: dict[str, None] = {}
+    total = 0
+    while True:
+        live = (node != _NONE) & (node & np.uint64(1) == 0)
+        if end is not None:
+            live &= node != end[owner]
+        node, owner = node[live], owner[live]
+        if not len(node):
+            break
+        fresh = ~_member(node, seen)
+        distinct, index = np.unique(node, return_index=True)
+        once = np.zeros(len(node), dtype=np.bool_)
+        once[index] = True
+        fresh &= once
+        if not fresh.all():
+            faults[f"{what}: a chain runs in a circle or into another"] = None
+            node, owner = node[fresh], owner[fresh]
+            distinct = np.sort(node)
+        if total + len(node) > NODE_LIMIT:
+            faults[f"{what}: cut after {total} nodes"] = None
+            break
+        total += len(node)
+        seen = np.sort(np.concatenate((seen, distinct)), kind="stable")
+        raw, ok = space.gather(node + np.uint64(next_offset), 8)
+        if not ok.all():
+            faults[f"{what}: a node could not be read"] = None
+            node, owner, raw = node[ok], owner[ok], raw[ok]
+        nodes.append(node)
+        owners.append(owner)
+        node = raw.view("<u8")[:, 0]
+    if not nodes:
+        return Walk(np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64), tuple(faults))
+    return Walk(np.concatenate(nodes), np.concatenate(owners), tuple(faults))
+
+
+def serial(
+    space: AddressSpace, head: int, next_offset: int = 0, *, what: str = "list", limit: int = NODE_LIMIT
+) -> Walk:
+    """Walk one circular list from its `head`, which is not among the nodes given. Address by address."""
+    nodes: list[int] = []
+    seen = {head}
+    faults: tuple[str, ...] = ()
+    try:
+        node = space.read_u64(head + next_offset)
+        while node not in seen and node:
+            if len(nodes) >= limit:
+                faults = (f"{what}: cut after {limit} nodes",)
+                break
+            seen.add(node)
+            following = space.read_u64(node + next_offset)
+            nodes.append(node)
+            node = following
+        else:
+            if node != head:
+                faults = (f"{what}: runs in a circle at {node:#x}" if node else f"{what}: ends in NULL",)
+    except MemoryFault as error:
+        faults = (f"{what}: {error}",)
+    return Walk(np.array(nodes, dtype=np.uint64), np.zeros(len(nodes), dtype=np.int64), faults)
+
+
+def hash_table(
+    space: AddressSpace,
+    table: int,
+    buckets: int,
+    size: int = 8,
+    head_offset: int = 0,
+    next_offset: int = 0,
+    what: str = "hash",
+) -> Walk:
+    """Walk all chains of an array of `buckets` buckets of `size` bytes, the first-node pointer at `head_offset`.
+
+    `owner` is the bucket.
+    """
+    limit = min(max(buckets, 0), ragged.TOTAL_LIMIT // max(size, 1))
+    got = ragged.gather(space, np.array([table], dtype=np.uint64), np.array([limit * size], dtype=np.int64))
+    start = int(got.start[0])
+    raw = got.data[start : start + limit * size].reshape(-1, size)
+    first = (
+        np.ascontiguousarray(raw[:, head_offset : head_offset + 8]).view("<u8")[:, 0]
+        if limit
+        else got.start[:0].view(np.uint64)
+    )
+    walk = chains(space, first, next_offset, what=what)
+    faults = walk.faults
+    if not got.ok.all():
+        faults = (f"{what}: part of the table could not be read", *faults)
+    if limit < buckets:
+        faults = (f"{what}: a size of {buckets} buckets is not believed", *faults)
+    return Walk(walk.address, walk.owner, faults)
+
+
+def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray") -> Walk:
+    """All entries of an xarray (an IDR's too), breadth first; `head` is the value of `xa_head`.
+
+    Gives the entries that are pointers to objects, low tag bits cleared, with `owner` their index. Value entries
+    (odd) are left out. Rounds are the depth of the tree.
+    """
+    slots = node.member("slots")
+    width = slots.type.count or 64
+    shift_at, slots_at = node.member("shift").offset, slots.offset
+    entry = np.array([head], dtype=np.uint64)
+    index = np.zeros(1, dtype=np.int64)
+    found: list[U64] = []
+    where: list[NDArray[np.int64]] = []
+    faults: dict[str, None] = {}
+    seen = np.empty(0, dtype=np.uint64)
+    limit = 64  # the shift must fall from level to level
+    for _ in range(XARRAY_DEPTH + 1):
+        inner = _is_node(entry)
+        leaf = ~inner & (entry & np.uint64(3) == 0) & (entry != _NONE)
+        found.append(entry[leaf])
+        where.append(index[leaf])
+        address, base = entry[inner] - np.uint64(2), index[inner]
+        address, first = np.unique(address, return_index=True)
+        base = base[first]
+        new = ~_member(address, seen)
+        if not new.all() or len(address) != int(inner.sum()):
+            faults[f"{what}: a node stands twice in the tree"] = None
+            address, base = address[new], base[new]
+        if not len(address):
+            break
+        if len(seen) + len(address) > NODE_LIMIT // width:
+            faults[f"{what}: cut after {len(seen)} nodes"] = None
+            break
+        seen = np.sort(np.concatenate((seen, address)))
+        raw, ok = space.gather(address + np.uint64(shift_at), 1)
+        rows, good = space.gather(address + np.uint64(slots_at), 8 * width)
+        ok &= good
+        shift = raw[:, 0].astype(np.int64)
+        sane = ok & (shift < limit)
+        if not sane.all():
+            faults[f"{what}: a node could not be read or makes no sense"] = None
+            rows, base, shift = rows[sane], base[sane], shift[sane]
+            if not len(rows):
+                break
+        limit = int(shift.max())
+        table = rows.view("<u8")
+        entry = table.ravel()
+        index = (base[:, None] + (np.arange(width)[None, :] << shift[:, None])).ravel()
+        used = entry != _NONE
+        entry, index = entry[used], index[used]
+    else:
+        faults[f"{what}: deeper than an xarray can be"] = None
+    return Walk(np.concatenate(found), np.concatenate(where), tuple(faults))
+
+
+def _is_node(entry: U64) -> Mask:
+    """xa_is_node: an internal entry above the small reserved ones (include/linux/xarray.h)."""
+    internal: Mask = entry & np.uint64(3) == np.uint64(2)
+    return internal & (entry > np.uint64(4096))
+
+
+def _member(values: U64, ordered: U64) -> Mask:
+    """Which of `values` are in the sorted array `ordered`."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=np.bool_)
+    at = np.searchsorted(ordered, values)
+    at[at == len(ordered)] = 0
+    hit: Mask = ordered[at] == values
+    return hit
