@@ -1,0 +1,1 @@
+"""Linux: one small file for each table."""

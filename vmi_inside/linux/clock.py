@@ -1,0 +1,34 @@
+"""The guest's clocks: when it booted, by its own wall clock.
+
+Knows `struct timekeeper` (include/linux/timekeeper_internal.h). Rates and clock sources are not needed here.
+"""
+
+from __future__ import annotations
+
+from vmi_inside.errors import MemoryFault, ProfileError
+from vmi_inside.kernel import Kernel
+from vmi_inside.structs import Structs
+from vmi_inside.types import align_up
+
+
+def timekeeper(kernel: Kernel) -> Structs:
+    """The core timekeeper, one row. Raises `NoSymbol`, `NoMember`."""
+    keeper = kernel.struct("timekeeper")
+    base = kernel.symbol("timekeeper_data", "tk_core")  # tk_core became timekeeper_data[0] in 6.17
+    holder = kernel.find_struct("tk_data")  # named since 6.13
+    if holder is not None:
+        return kernel.structs(keeper, [base + holder.member("timekeeper").offset])
+    # Before, an anonymous struct: a sequence counter, then the timekeeper, aligned to 8.
+    counter = kernel.struct("seqcount_raw_spinlock", "seqcount")
+    return kernel.structs(keeper, [base + align_up(counter.size, 8)])
+
+
+def boot_time(kernel: Kernel) -> float | None:
+    """Seconds since the epoch at which the guest booted (getboottime64), or None where that cannot be told."""
+    try:
+        keeper = timekeeper(kernel).fetch("offs_real", "offs_boot")
+        if keeper.fault.any():
+            return None
+        return float(keeper.number("offs_real")[0] - keeper.number("offs_boot")[0]) / 1e9
+    except (ProfileError, MemoryFault):
+        return None

@@ -1,0 +1,82 @@
+"""What loaded modules add to the kernel's own types and symbols: split BTF and their symbol tables.
+
+Knows `struct module` and `struct mod_kallsyms` (include/linux/module.h, kernel/module/internal.h). Parsing BTF is
+`profile`'s. Modules come and go: nothing is kept beyond the reading that asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vmi_inside import ragged, walk
+from vmi_inside.errors import MemoryFault, ProfileError
+from vmi_inside.kernel import Kernel
+from vmi_inside.profile.btf import Btf
+from vmi_inside.profile.ctypes import CType
+from vmi_inside.structs import Structs
+
+MODULE_LIMIT = 1 << 14
+#: Split BTF of the largest modules is some hundred KB, a module's symbols some thousands.
+BTF_LIMIT = 8 << 20
+SYMBOL_LIMIT = 1 << 18
+_ELF_SYM_SIZE = 24  # Elf64_Sym: name u32, info, other, shndx u16, value u64, size u64
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTypes:
+    """One loaded module's own types and symbols."""
+
+    name: str
+    types: Btf | None
+    symbols: dict[str, int]
+
+    def struct(self, name: str) -> CType | None:
+        """A struct of the module, or of the kernel; None where neither has it."""
+        return self.types.struct(name) if self.types else None
+
+
+def module_types(kernel: Kernel, name: str) -> ModuleTypes | None:
+    """The module of that name, or None when it is not loaded or cannot be read."""
+    try:
+        found = _find(kernel, name)
+        if found is None:
+            return None
+        return ModuleTypes(name, _types(kernel, found), _symbols(kernel, found))
+    except (ProfileError, MemoryFault):
+        return None
+
+
+def _find(kernel: Kernel, name: str) -> Structs | None:
+    ctype = kernel.struct("module")
+    listed = walk.serial(kernel.space, kernel.symbol("modules"), what="modules", limit=MODULE_LIMIT)
+    rows = kernel.structs(ctype, listed.address - np.uint64(ctype.member("list").offset))
+    at = [row for row, text in enumerate(rows.text("name")) if text == name]
+    return rows.select(np.array(at[:1])) if at else None
+
+
+def _types(kernel: Kernel, module: Structs) -> Btf | None:
+    base = kernel.profile.types
+    if not module.has("btf_data") or not isinstance(base, Btf):
+        return None
+    size = int(module.unsigned("btf_data_size")[0])
+    if not 0 < size <= BTF_LIMIT:
+        return None
+    return Btf(kernel.space.read(int(module.pointer("btf_data")[0]), size), base=base)
+
+
+def _symbols(kernel: Kernel, module: Structs) -> dict[str, int]:
+    table = module.follow("kallsyms").fetch("symtab", "num_symtab", "strtab")
+    count = min(int(table.unsigned("num_symtab")[0]), SYMBOL_LIMIT)
+    raw = kernel.space.read(int(table.pointer("symtab")[0]), count * _ELF_SYM_SIZE)
+    rows = np.frombuffer(raw, np.dtype([("name", "<u4"), ("pad", "<u4"), ("value", "<u8"), ("size", "<u8")]))
+    base = np.uint64(table.pointer("strtab")[0])
+    named = rows[(rows["name"] != 0) & (rows["name"] < BTF_LIMIT)]
+    size = int(named["name"].max()) + 256 if len(named) else 0
+    strings = ragged.gather(kernel.space, np.array([base]), np.array([size])).row(0)
+    found: dict[str, int] = {}
+    for at, value in zip(named["name"].tolist(), named["value"].tolist(), strict=True):
+        end = strings.find(b"\0", at)
+        found.setdefault(strings[at : end if end >= 0 else None].decode("latin-1"), value)
+    return found

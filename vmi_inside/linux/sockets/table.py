@@ -1,0 +1,110 @@
+"""The table of sockets: every socket of the machine, and who holds it.
+
+Joins `hashes` (what the protocols know) with descriptor tables (what processes hold). A socket that several descriptors
+hold has a row for each; one that none holds (TIME_WAIT, orphaned, the kernel's own) has one, with pid -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from vmi_inside.kernel import Kernel
+from vmi_inside.linux.descriptors import descriptors
+from vmi_inside.linux.names import task_names
+from vmi_inside.linux.sockets.hashes import hashed_sockets
+from vmi_inside.linux.sockets.namespaces import network_namespaces
+from vmi_inside.linux.sockets.rows import SocketRows
+from vmi_inside.linux.sockets.vsock import vsock_sockets
+from vmi_inside.linux.tasks import PIDTYPE_TGID, pids
+from vmi_inside.table import Column, Faults, Table, Text, text
+from vmi_inside.types import I64, U64
+
+
+class OpenSockets(Table):
+    """One row for each socket and descriptor that holds it; osquery's column names where it has them."""
+
+    family: Text  # inet inet6 unix netlink packet vsock ...
+    protocol: Text  # tcp udp udplite raw icmp sctp ..., or the family's name
+    type: Text  # stream dgram raw seqpacket ...
+    state: Text
+    local_address: Text
+    local_port: I64
+    remote_address: Text
+    remote_port: I64
+    path: Text  # of unix sockets
+    rx_queue: I64  # bytes; a listener's connections that wait
+    tx_queue: I64  # bytes; a listener's backlog
+    uid: I64
+    inode: I64
+    net_namespace: I64  # inode number
+    pid: I64  # -1: held by no process
+    fd: I64  # -1: held by no process
+    name: Text  # of the process
+    address: U64  # of the struct sock
+
+
+_OWNER = ("pid", "fd", "name")
+
+
+def process_open_sockets(kernel: Kernel, columns: Iterable[str] | None = None) -> OpenSockets:
+    """All sockets of all network namespaces. `columns` asks for some columns only.
+
+    Raises `AttributeError` for a column that the table does not have.
+    """
+    wanted = list(OpenSockets.schema if columns is None else columns)
+    OpenSockets.check(wanted)
+    with kernel.operation():
+        namespaces, notes = network_namespaces(kernel)
+        hashed, more = hashed_sockets(kernel, namespaces)
+        vsock, vsock_type, and_more = vsock_sockets(kernel)
+        held, owners, still_more = _held(kernel)
+        unique = np.unique(np.concatenate((hashed, vsock, held)))
+        unique = unique[unique != 0]
+        faults = Faults(len(unique))
+        rows = SocketRows(kernel, unique, faults, vsock_type)
+        data = {name: rows.column(name) for name in wanted if name not in (*_OWNER, "fault")}
+        data["fault"] = faults.column()
+        joined, index = _join(unique, held)
+        shown = {name: column[joined] for name, column in data.items()}
+        for name in _OWNER:
+            if name in wanted:
+                shown[name] = owners[name][index]
+        return OpenSockets(shown, (*notes, *more, *and_more, *still_more))
+
+
+def _held(kernel: Kernel) -> tuple[U64, dict[str, Column], tuple[str, ...]]:
+    """Sockets (n,) that descriptors hold, and the owners' columns with one row more, for "nobody", at the end."""
+    every = pids(kernel)
+    number, _, tasks = every.tasks(kernel, PIDTYPE_TGID)
+    tasks.fetch("files", "comm", "flags")
+    found = descriptors(kernel, tasks)
+    unique, back = np.unique(found.file, return_inverse=True)
+    files = kernel.structs("file", unique).fetch("f_op", "private_data")
+    is_socket = files.pointer("f_op") == np.uint64(kernel.symbol("socket_file_ops"))
+    which = np.where(is_socket, files.pointer("private_data"), np.uint64(0))
+    sockets = kernel.structs("socket", which)
+    sock = sockets.pointer("sk")[back]
+    rows = np.flatnonzero(sock)
+    names = text([*task_names(kernel, tasks), ""])
+    owners: dict[str, Column] = {
+        "pid": np.append(number[found.task[rows]], -1),
+        "fd": np.append(found.fd[rows], -1),
+        "name": names[np.append(found.task[rows], len(tasks))],
+    }
+    notes = list(every.faults + found.faults)
+    if files.fault.any() or sockets.fault.any():
+        notes.append(f"descriptors: {int(files.fault.sum() + sockets.fault.sum())} files could not be read")
+    return sock[rows], owners, tuple(notes)
+
+
+def _join(unique: U64, held: U64) -> tuple[I64, I64]:
+    """Row numbers into the sockets and into the owners: a row for each holder, or one for nobody (the last owner)."""
+    at = np.searchsorted(unique, held)
+    free = np.ones(len(unique), dtype=np.bool_)
+    free[at] = False
+    socket_row = np.concatenate((at, np.flatnonzero(free)))
+    owner = np.concatenate((np.arange(len(held)), np.full(int(free.sum()), len(held))))
+    order = np.lexsort((owner, socket_row))
+    return socket_row[order], owner[order]

@@ -1,0 +1,49 @@
+"""vsock sockets: the bound and connected tables of the `vsock` module.
+
+Knows net/vmw_vsock/af_vsock.c, whose tables are arrays of circular lists. Types and symbols come from the module, or
+from the kernel where it is built in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vmi_inside import walk
+from vmi_inside.errors import NoSymbol
+from vmi_inside.kernel import Kernel
+from vmi_inside.linux.module_types import module_types
+from vmi_inside.profile.ctypes import CType
+from vmi_inside.types import U64
+
+_BUCKETS = 251  # VSOCK_HASH_SIZE; the bound table has one more, for sockets that are not bound yet
+_TABLES = (("vsock_bind_table", _BUCKETS + 1, "bound_table"), ("vsock_connected_table", _BUCKETS, "connected_table"))
+
+
+def vsock_sockets(kernel: Kernel) -> tuple[U64, CType | None, tuple[str, ...]]:
+    """Addresses of all vsock sockets in the tables, `struct vsock_sock`, and notes.
+
+    Without the module there are no such sockets, and no type.
+    """
+    ctype = kernel.find_struct("vsock_sock")
+    symbols = {name: kernel.profile.find_symbol(name) for name, _, _ in _TABLES}
+    if ctype is None:
+        module = module_types(kernel, "vsock")
+        if module is None:
+            return np.empty(0, dtype=np.uint64), None, ()
+        ctype = module.struct("vsock_sock")
+        symbols = {name: module.symbols.get(name) for name, _, _ in _TABLES}
+    if ctype is None:
+        return np.empty(0, dtype=np.uint64), None, ("vsock: the module has no types (BTF) in memory",)
+    found: list[U64] = []
+    notes: list[str] = []
+    for name, count, member in _TABLES:
+        base = symbols[name]
+        if base is None:
+            notes.append(f"vsock: {NoSymbol(name)}")
+            continue
+        heads = np.uint64(base) + 16 * np.arange(count, dtype=np.uint64)
+        first = kernel.structs("list_head", heads).pointer("next")
+        walked = walk.chains(kernel.space, first, end=heads, what="vsock table")
+        found.append(walked.address - np.uint64(ctype.member(member).offset))
+        notes.extend(walked.faults)
+    return np.concatenate(found) if found else np.empty(0, dtype=np.uint64), ctype, tuple(notes)
