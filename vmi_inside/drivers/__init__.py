@@ -1,0 +1,1 @@
+"""Ways of reaching guest memory: one file each, all giving a `PhysicalMemory`."""

@@ -1,0 +1,116 @@
+"""Guest RAM that lies in byte arrays of our own process: a shared memory-backend mapped, a dump file mapped.
+
+Knows pieces, one array for each run of RAM, and how to gather from all of them in one indexing operation. What the
+arrays are and which guest-physical address each starts at is told by `qemu` and by the readers of dump formats.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmi_inside.drivers.placement import Placement
+from vmi_inside.errors import AttachError
+from vmi_inside.memory import Run
+from vmi_inside.types import U8, U64, Mask
+
+
+def map_file(fd: int, size: int | None = None, offset: int = 0, *, name: str = "the file") -> U8:
+    """Map `size` bytes (all that follow, if None) at `offset` of the open file `fd`, read-only: (size,) uint8.
+
+    `offset` is a multiple of the page size (of the huge page size on hugetlbfs). `fd` may be closed afterwards; the
+    mapping lives as long as the array. Raises `AttachError` when the file ends before the range does: touching such
+    a mapping would be a SIGBUS.
+    """
+    there = os.lseek(fd, 0, os.SEEK_END)  # unlike st_size, right for block devices too
+    size = there - offset if size is None else size
+    if size <= 0 or offset + size > there:
+        raise AttachError(f"{name} is {there} bytes long, not the {offset + max(size, 1)} that are needed")
+    return np.frombuffer(mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset), np.uint8)
+
+
+class MappedMemory:
+    """`PhysicalMemory` over pieces: pairs of a `Run` and a C-contiguous uint8 array of exactly its size.
+
+    Zero-copy: `read` gives views, `gather` copies each row once. `closers` are called by `close`. `how` says for
+    people how the guest is reached, `notices` what they should know about it. Raises ValueError for pieces that
+    overlap or do not have their run's size.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterable[tuple[Run, U8]],
+        *closers: Callable[[], object],
+        how: str = "mapped",
+        notices: Iterable[str] = (),
+    ) -> None:
+        found = sorted(((run, array) for run, array in pieces if run.size), key=lambda piece: piece[0])
+        for run, array in found:
+            if array.shape != (run.size,) or array.dtype != np.uint8 or not array.flags.c_contiguous:
+                raise ValueError(f"the piece at {run.start:#x} is not {run.size} contiguous bytes")
+        self.how = how
+        self.notices = list(notices)
+        self.runs: tuple[Run, ...] = tuple(run for run, _ in found)
+        self._views = [array.data.toreadonly() for _, array in found]
+        self._closers = closers
+        # One array over everything from the lowest mapped address to the highest lets any number of pieces be read by
+        # one indexing operation. What lies between the pieces is never touched: every index is checked first.
+        at = [array.ctypes.data for _, array in found]
+        self._base = min(at, default=0)
+        self._span = max((a + run.size for a, run in zip(at, self.runs, strict=True)), default=0) - self._base
+        self._placement = Placement(self.runs, [a - self._base for a in at])
+        self._by_width: dict[int, NDArray[np.void]] = {}
+
+    def gather(self, pa: U64, out: U8) -> Mask:
+        """See `PhysicalMemory.gather`. About 20 ns a row of 64 bytes in the processor's cache."""
+        width = out.shape[1]
+        place, ok, complete = self._placement.locate(pa, width)
+        index = place.view(np.int64)
+        if complete and len(pa):
+            rows = self._rows(width)
+            out.view(rows.dtype)[:, 0] = rows[index]
+            return ok
+        out[~ok] = 0
+        if ok.any():
+            rows = self._rows(width)
+            out.view(rows.dtype)[ok, 0] = rows[index[ok]]
+        # Runs of a dump may meet inside a page: such a row begins in one piece and ends in the next.
+        for row in np.flatnonzero(~ok).tolist():
+            joined = self.read(int(pa[row]), width)
+            if joined is not None:
+                out[row] = np.frombuffer(joined, np.uint8)
+                ok[row] = True
+        return ok
+
+    def read(self, pa: int, size: int) -> bytes | memoryview | None:
+        """See `PhysicalMemory.read`: a read-only view inside one piece, bytes across pieces that adjoin."""
+        parts = self._placement.parts(pa, size)
+        if parts is None:
+            return None
+        views = [self._views[piece][offset : offset + length] for piece, offset, length in parts]
+        return views[0] if len(views) == 1 else b"".join(views)
+
+    def close(self) -> None:
+        """Let go of the arrays; a mapping ends when the last view of it does."""
+        self.runs = ()
+        self._placement = Placement((), ())
+        self._views.clear()
+        self._by_width.clear()
+        for closer in self._closers:
+            closer()
+        self._closers = ()
+
+    def _rows(self, width: int) -> NDArray[np.void]:
+        """A view that has a row of `width` bytes at every byte of the span."""
+        rows = self._by_width.get(width)
+        if rows is None:
+            everything = memoryview((ctypes.c_ubyte * self._span).from_address(self._base)).cast("B")
+            rows = np.ndarray((self._span - width + 1,), np.dtype((np.void, width)), everything, 0, (1,))
+            rows.flags.writeable = False
+            self._by_width[width] = rows
+        return rows
