@@ -53,7 +53,7 @@ class Placement:
         return pa + self._shifts[run], ok, bool(ok.all())
 
     def parts(self, pa: int, size: int) -> Iterator[tuple[int, int, int]] | None:
-        """`size` bytes at `pa` as (run's index, offset in the run, size) of each run they lie in; None if not all do."""
+        """`size` bytes at `pa` as (index, offset, size) of each run they lie in; None if not all of them do."""
         first = bisect_right(self._ends, pa)
         if first == len(self.runs) or pa < self.runs[first].start or size < 0:
             return None

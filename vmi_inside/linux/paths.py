@@ -50,12 +50,13 @@ def _unique_paths(kernel: Kernel, dentry: U64, vfsmount: U64) -> tuple[list[str]
         top = here == mounts.pointer("mnt.mnt_root")
         crossing = top & (above != mount) & ~bad
         naming = ~top & (parent != here) & ~bad
+        onward = crossing | naming
         if depth == 0:
-            deleted[row] = naming & (dentries.pointer("d_hash.pprev") == 0)
+            deleted[row] = ~top & (dentries.pointer("d_hash.pprev") == 0) & ~bad
+            naming |= ~top & ~bad  # a file without a directory (memfd) has a name all the same
         parts.append((row[naming], dentries.pointer("d_name.name")[naming], dentries.number("d_name.len")[naming]))
         here = np.where(crossing, mounts.pointer("mnt_mountpoint"), parent)
         mount = np.where(crossing, above, mount)
-        onward = crossing | naming
         row, here, mount = row[onward], here[onward], mount[onward]
     ok[row] = False
     if not parts:

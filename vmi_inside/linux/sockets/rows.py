@@ -43,6 +43,7 @@ NETLINK_PROTOCOLS: Final = {
     16: "generic", 18: "scsitransport", 19: "ecryptfs", 20: "rdma", 21: "crypto", 22: "smc",
 }  # fmt: skip
 _TCP, _RAW_TYPE = 6, 3
+_LISTENER: Final = ("rsk_listener", "__req_common.skc_listener")
 _ABSTRACT_LIMIT = 108  # sun_path
 _QUEUE_LIMIT = 1 << 16
 
@@ -276,7 +277,7 @@ class SocketRows:
         rows = np.flatnonzero(self.request)
         if len(rows):
             request = self.kernel.structs("request_sock", self.address[rows])
-            out[rows] = request.follow("rsk_listener", self.kernel.struct("sock")).number("sk_uid.val")
+            out[rows] = request.follow(_LISTENER, self.kernel.struct("sock")).number("sk_uid.val")
         return out
 
     @cached_property

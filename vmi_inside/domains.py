@@ -1,0 +1,331 @@
+"""Domains, as libvirt knows them: which there are, which QEMU process each is, and how its memory is opened.
+
+The only file that imports libvirt, and only when one of its functions is called. How the memory of a QEMU process is
+read is left to `drivers`; what runs in the guest, to everybody above.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import uuid as uuids
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from vmi_inside.drivers.peek import PeekMemory
+from vmi_inside.drivers.process_vm import Process, ProcessMemory
+from vmi_inside.drivers.qemu import QemuMemory, open_qemu
+from vmi_inside.drivers.qemu_layout import VGA_HOLE, Block, Layout, LayoutUnknown, extents, pc_runs
+from vmi_inside.errors import (
+    AttachError,
+    GuestGone,
+    NoSuchDomain,
+    NotRunning,
+    PermissionDenied,
+    Unsupported,
+    VmiError,
+)
+from vmi_inside.memory import Run
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+TAINTS: Final = "libvirt's monitor was used, which marks the domain as tainted (custom-monitor)"
+SLOW: Final = "the domain's memory is read through libvirt, which is slow"
+
+# virsh's words for virDomainState, by its value.
+_STATES: Final = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain: `id` is None when it is not active, `memory` its present RAM in bytes, `state` in virsh's words.
+
+    `uri` is that of the libvirt which knows it, `driver` what runs it there: QEMU, Xen, TEST ...
+    """
+
+    name: str
+    uuid: str
+    id: int | None
+    state: str
+    vcpus: int
+    memory: int
+    driver: str
+    uri: str
+
+    @property
+    def local(self) -> bool:
+        """Whether its process is on this host, by the URI's word."""
+        return urlsplit(self.uri).hostname in (None, "localhost")
+
+
+def list_domains(uri: str | None = None, all: bool = True) -> list[Domain]:  # noqa: A002
+    """The domains of the libvirt at `uri`, by name: the active ones, or with `all` the others too.
+
+    `uri` None means what it means to virsh: VIRSH_DEFAULT_CONNECT_URI, LIBVIRT_DEFAULT_URI, libvirt's own default.
+    Needs a read-only connection. Raises `AttachError`, `PermissionDenied`, `Unsupported` (no libvirt package).
+    """
+    with _connection(uri) as connection:
+        found = [_domain(connection, one) for one in connection.listAllDomains()]
+    return sorted((one for one in found if all or one.id is not None), key=lambda one: one.name)
+
+
+def find_domain(target: str, connect: str | None = None) -> Domain:
+    """The domain that virsh takes `target` for: an id, else a UUID, else a name. Raises `NoSuchDomain`."""
+    with _connection(connect) as connection:
+        return _domain(connection, _lookup(connection, target))
+
+
+def open_domain(
+    target: str, connect: str | None = None, *, peek: bool = False
+) -> tuple[QemuMemory | PeekMemory, Domain]:
+    """The guest memory of a domain, read-only, and the domain; the domain is not paused, nor changed.
+
+    A domain on this host is read directly; one elsewhere, or any with `peek`, through libvirt. The memory's `notices`
+    say what is to be said: that it is slow, that the domain is tainted now because only its monitor could tell how its
+    RAM is laid out. Raises `NoSuchDomain`, `NotRunning`, `PermissionDenied`, `Unsupported`, `AttachError`.
+    """
+    domain = find_domain(target, connect)
+    reason = _unfit(domain)
+    if reason is not None:
+        raise reason
+    if peek or not domain.local:
+        return _open_peek(domain), domain
+    pid = qemu_pid(domain)
+    if pid is None:
+        raise AttachError(
+            f"{domain.name}: no QEMU process of this domain is to be seen; "
+            "it may have just ended, or run in another pid namespace (a container)"
+        )
+    return open_qemu(pid, hmp=hmp(domain), name=domain.name, monitor_notice=TAINTS), domain
+
+
+def reachable(domain: Domain) -> str | None:
+    """Why `domain` cannot be attached to, in a few words, or None when nothing speaks against it.
+
+    Looks, but does not attach: the state, the process, and whether one byte of it may be read.
+    """
+    reason = _unfit(domain)
+    if reason is not None:
+        return str(reason).removeprefix(f"{domain.name}: ")
+    if not domain.local:
+        return None
+    try:
+        pid = qemu_pid(domain)
+        if pid is None:
+            return "no QEMU process of it is to be seen here"
+        process = Process(pid, domain.name)
+        try:
+            with open(f"/proc/{pid}/maps") as maps:
+                first = int(maps.readline().partition("-")[0], 16)
+            ProcessMemory(process, [(Run(0, 1), first)]).close()
+        except OSError:
+            raise process.denied() from None
+        finally:
+            process.close()
+    except VmiError as error:
+        return str(error).removeprefix(f"{domain.name}: ")
+    return None
+
+
+def qemu_pid(domain: Domain) -> int | None:
+    """The process on this host that runs `domain`, or None. Raises `AttachError` when several say that they do."""
+    if domain.driver != "QEMU" or not domain.local or domain.id is None:
+        return None
+    named = re.compile(rf"(?:.*,)?guest={re.escape(domain.name.replace(',', ',,'))}(?:,(?!,).*)?")
+    found = []
+    for pid, argv in _processes():
+        options = list(pairwise(argv))
+        if ("-uuid", domain.uuid) in options and any(name == "-name" and named.fullmatch(it) for name, it in options):
+            found.append(pid)
+    if len(found) > 1:
+        raise AttachError(f"{domain.name}: several QEMU processes have its name and UUID: pids {found}")
+    return found[0] if found else None
+
+
+def hmp(domain: Domain) -> Callable[[str], str]:
+    """A function that runs a command of QEMU's human monitor in `domain`: it marks the domain as tainted.
+
+    Each call opens a read-write connection. Raises as `open_domain` does.
+    """
+
+    def run(command: str) -> str:
+        qemu = _libvirt("libvirt_qemu")
+        with _connection(domain.uri, write=True) as connection:
+            one = _lookup(connection, domain.uuid)
+            return str(qemu.qemuMonitorCommand(one, command, qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)).replace(
+                "\r", ""
+            )
+
+    return run
+
+
+def xml_runs(xml: str) -> tuple[Run, ...]:
+    """Where the RAM of an x86 QEMU domain is, told from its live XML. Raises `LayoutUnknown` when it does not tell."""
+    root = ET.fromstring(xml)  # noqa: S314  from our own libvirt, which expat parses without external entities
+    machine = root.find("os/type")
+    memory = root.find("memory")
+    if machine is None or memory is None or not (memory.text or "").strip().isdigit():
+        raise LayoutUnknown("the domain's XML tells no machine type or memory size")
+    if root.find("maxMemory") is not None or root.find("devices/memory") is not None:
+        raise LayoutUnknown("the domain has memory devices, whose addresses its XML does not tell")
+    if any("max-ram-below-4g" in value for element in root.iter() for value in element.attrib.values()):
+        raise LayoutUnknown("the domain has max-ram-below-4g set")
+    scale = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "b": 1, "bytes": 1}.get(memory.get("unit", "KiB"))
+    if scale is None or machine.get("arch") not in ("x86_64", "i686"):
+        raise LayoutUnknown(f"a domain of the architecture {machine.get('arch')!r}")
+    size = int((memory.text or "").strip()) * scale
+    layout = Layout(pc_runs(machine.get("machine", ""), size), (Block("", "ram", size),), (VGA_HOLE,))
+    return tuple(extent.run for extent in extents(layout, [0]))
+
+
+def _open_peek(domain: Domain) -> PeekMemory:
+    libvirt = _libvirt()
+    with _errors(domain.uri):
+        connection = _connect(domain.uri, write=True)  # kept: a connection costs more than a peek
+    try:
+        with _errors(domain.uri):
+            one = _lookup(connection, domain.uuid)
+            runs = xml_runs(one.XMLDesc())
+    except BaseException:
+        connection.close()
+        raise
+
+    def peek(start: int, size: int) -> bytes | None:
+        try:
+            data = one.memoryPeek(start, size, libvirt.VIR_MEMORY_PHYSICAL)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise GuestGone(f"{domain.name}: the domain is not running any more; attach again") from error
+            raise _translated(libvirt, error, domain.uri) from error
+        return bytes(data) if len(data) == size else None
+
+    return PeekMemory(peek, runs, connection.close, how=f"libvirt memory peek, {domain.uri}", notices=[SLOW])
+
+
+def _unfit(domain: Domain) -> VmiError | None:
+    """Why there is nothing to attach to, if so."""
+    if domain.driver != "QEMU":
+        return Unsupported(
+            f"{domain.name}: libvirt's {domain.driver} driver runs it; only QEMU and KVM can be attached to"
+        )
+    if domain.id is None:
+        start = f"virsh -c {domain.uri} start {domain.name}"
+        return NotRunning(
+            f"{domain.name}: the domain is {domain.state}, it has no memory to look at; start it: {start}"
+        )
+    return None
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    """The QEMU processes to be seen here, with their command lines."""
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry.name}/cmdline", "rb") as cmdline:
+                raw = cmdline.read()
+        except OSError:  # it ended meanwhile
+            continue
+        argv = [os.fsdecode(word) for word in raw.split(b"\0")[:-1]]
+        if argv and re.search(r"qemu|kvm", os.path.basename(argv[0])):
+            yield int(entry.name), argv
+
+
+def _domain(connection: Any, one: Any) -> Domain:
+    state, _, memory, vcpus, _ = one.info()
+    number = one.ID()
+    return Domain(
+        name=one.name(),
+        uuid=one.UUIDString(),
+        id=number if number >= 0 else None,
+        state=_STATES[state] if state < len(_STATES) else f"state {state}",
+        vcpus=vcpus,
+        memory=memory << 10,
+        driver=connection.getType(),
+        uri=connection.getURI(),
+    )
+
+
+def _lookup(connection: Any, target: str) -> Any:
+    """The domain as virsh finds it: by id, by UUID, by name."""
+    libvirt = _libvirt()
+    ways: list[tuple[Callable[[Any], Any], Any]] = []
+    if target.isascii() and target.isdigit() and int(target) < 1 << 31:
+        ways.append((connection.lookupByID, int(target)))
+    with suppress(ValueError):
+        ways.append((connection.lookupByUUIDString, str(uuids.UUID(target))))
+    ways.append((connection.lookupByName, target))
+    for way, argument in ways:
+        try:
+            return way(argument)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+    names = [one.name() for one in connection.listAllDomains()]
+    near = [name for name in names if name.startswith(target)][:3] or difflib.get_close_matches(target, names)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; `vmi-inside guests` lists what there is"
+    raise NoSuchDomain(f"no domain {target!r} at {connection.getURI()}{hint}")
+
+
+@contextmanager
+def _connection(uri: str | None, *, write: bool = False) -> Iterator[Any]:
+    """A connection, closed behind you; libvirt's errors become ours, in the body too."""
+    with _errors(uri):
+        connection = _connect(uri, write=write)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+def _connect(uri: str | None, *, write: bool) -> Any:
+    libvirt = _libvirt()
+    uri = uri or os.environ.get("VIRSH_DEFAULT_CONNECT_URI") or None
+    return libvirt.open(uri) if write else libvirt.openReadOnly(uri)
+
+
+@contextmanager
+def _errors(uri: str | None) -> Iterator[None]:
+    libvirt = _libvirt()
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise _translated(libvirt, error, uri) from error
+
+
+def _translated(libvirt: ModuleType, error: Any, uri: str | None) -> VmiError:
+    """One of our errors for one of libvirt's."""
+    code, text, where = error.get_error_code(), error.get_error_message() or str(error), uri or "libvirt's default URI"
+    refused = (
+        libvirt.VIR_ERR_AUTH_CANCELLED,
+        libvirt.VIR_ERR_AUTH_FAILED,
+        libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+        libvirt.VIR_ERR_ACCESS_DENIED,
+        libvirt.VIR_ERR_OPERATION_DENIED,
+    )
+    if code in refused or os.strerror(errno.EACCES) in text:
+        return PermissionDenied(f"{where}: libvirt refuses: {text}; try sudo, or join the group libvirt")
+    if code == libvirt.VIR_ERR_NO_DOMAIN:
+        return NoSuchDomain(f"{where}: {text}")
+    if code == libvirt.VIR_ERR_SYSTEM_ERROR:
+        return AttachError(f"{where}: {text}; does libvirt's daemon (libvirtd or virtqemud) run there?")
+    return AttachError(f"{where}: {text}")
+
+
+def _libvirt(module: str = "libvirt") -> ModuleType:
+    """The libvirt package, silenced: it prints every error to stderr unless it is told not to."""
+    try:
+        import libvirt
+        import libvirt_qemu
+    except ImportError as error:
+        raise Unsupported("domains need libvirt's Python package: pip install 'vmi-inside[libvirt]'") from error
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    return libvirt_qemu if module == "libvirt_qemu" else libvirt  # type: ignore[no-any-return]

@@ -1,0 +1,211 @@
+"""A live QEMU's guest memory, on this host: mapped where it is shared, copied by process_vm_readv where it is private.
+
+Knows how the ways to find and to reach RAM go together, and how to open what another process has mapped. Where RAM lies
+is told by `qemu_layout` and `monitor`; the reading is done by `mapped` and `process_vm`. Which process it is, the
+caller says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+
+import numpy as np
+
+from vmi_inside.drivers import monitor, qemu_layout
+from vmi_inside.drivers.mapped import MappedMemory, map_file
+from vmi_inside.drivers.process_vm import Process, ProcessMemory
+from vmi_inside.drivers.qemu_layout import Extent, LayoutUnknown, Mapping
+from vmi_inside.errors import AttachError
+from vmi_inside.memory import Run
+from vmi_inside.types import U8, U64, Mask
+
+
+class QemuMemory:
+    """`PhysicalMemory` of a running QEMU process; `parts` are the memories that it consists of.
+
+    `how` says for people how RAM is reached, `notices` what else they should know. Every read raises `GuestGone` once
+    the process has ended: a mapping outlives it, and would go on showing the dead guest.
+    """
+
+    def __init__(self, process: Process, parts: Sequence[MappedMemory | ProcessMemory], notices: Iterable[str]) -> None:
+        self.process = process
+        self.how = "; ".join(part.how for part in parts)
+        self.notices = list(notices)
+        self.runs: tuple[Run, ...] = _joined(run for part in parts for run in part.runs)
+        self._parts = tuple(parts)
+        self._only = parts[0] if len(parts) == 1 else None
+
+    def gather(self, pa: U64, out: U8) -> Mask:
+        """See `PhysicalMemory.gather`."""
+        if self._only is not None:
+            ok = self._only.gather(pa, out)
+        else:
+            ok = np.zeros(len(pa), np.bool_)
+            for part in self._parts:
+                rows = np.flatnonzero(~ok)
+                some = np.empty((len(rows), out.shape[1]), np.uint8)
+                ok[rows] = part.gather(pa[rows], some)
+                out[rows] = some
+        self.process.check()
+        return ok
+
+    def read(self, pa: int, size: int) -> bytes | memoryview | None:
+        """See `PhysicalMemory.read`."""
+        self.process.check()
+        for part in self._parts:
+            found = part.read(pa, size)
+            if found is not None:
+                return found
+        # From one part into another: cut at the borders of every part's runs.
+        cuts = sorted(
+            {pa, pa + size, *(c for p in self._parts for r in p.runs for c in (r.start, r.end) if pa < c < pa + size)}
+        )
+        pieces = [self._piece(start, end - start) for start, end in pairwise(cuts)]
+        good = [piece for piece in pieces if piece is not None]
+        return b"".join(good) if pieces and len(good) == len(pieces) else None
+
+    def check(self) -> None:
+        """Raise `GuestGone` when the QEMU process has ended."""
+        self.process.check()
+
+    def close(self) -> None:
+        """Release mappings and descriptors."""
+        for part in self._parts:
+            part.close()
+        self.process.close()
+
+    def _piece(self, pa: int, size: int) -> bytes | memoryview | None:
+        return next((found for part in self._parts if (found := part.read(pa, size)) is not None), None)
+
+
+def open_qemu(
+    pid: int,
+    *,
+    hmp: Callable[[str], str] | None = None,
+    name: str | None = None,
+    monitor_notice: str | None = "the guest's memory layout was asked of QEMU's monitor",
+) -> QemuMemory:
+    """The guest memory of the QEMU process `pid`, read-only; the guest is not paused, nor asked anything.
+
+    `hmp` runs a command of QEMU's human monitor. It is used only when the command line and the maps of the process do
+    not tell where RAM lies, and `monitor_notice` is then among the notices. Raises `PermissionDenied`, `GuestGone`,
+    and `Unsupported` when the layout cannot be told.
+    """
+    process = Process(pid, name)
+    notices: list[str] = []
+    try:
+        try:
+            argv, maps = _look(process)
+            layout = qemu_layout.layout(argv)
+            extents = qemu_layout.extents(layout, qemu_layout.find(layout.blocks, maps))
+        except LayoutUnknown as reason:
+            if hmp is None:
+                raise LayoutUnknown(
+                    f"{process.name}: cannot tell for sure where the guest's memory lies: {reason}; "
+                    "QEMU's monitor is needed: attach by libvirt or with qmp:SOCKET"
+                ) from reason
+            extents = monitor.extents(hmp)
+            _, maps = _look(process)
+            if monitor_notice:
+                notices.append(f"{monitor_notice} ({reason})")
+        parts = _parts(process, extents, maps)
+        process.check()
+    except BaseException:
+        process.close()
+        raise
+    return QemuMemory(process, parts, notices)
+
+
+def _look(process: Process) -> tuple[list[str], list[Mapping]]:
+    """The command line and the maps of a process."""
+    try:
+        with open(f"/proc/{process.pid}/cmdline", "rb") as cmdline:
+            argv = [os.fsdecode(word) for word in cmdline.read().split(b"\0")[:-1]]
+        with open(f"/proc/{process.pid}/maps", encoding="utf-8", errors="surrogateescape") as text:
+            maps = qemu_layout.parse_maps(text.read())
+    except PermissionError as error:
+        raise process.denied() from error
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise process.gone() from error
+    process.check()
+    return argv, maps
+
+
+def _parts(process: Process, extents: Iterable[Extent], maps: Sequence[Mapping]) -> list[MappedMemory | ProcessMemory]:
+    """Each extent in the memory that reaches it best."""
+    arrays: dict[tuple[tuple[int, int], int], tuple[U8, int] | None] = {}
+    pieces: list[tuple[Run, U8]] = []
+    copied: list[tuple[Run, int]] = []
+    kinds: set[str] = set()
+    for extent in sorted(extents):
+        behind = next((m for m in maps if m.start <= extent.address < m.end), None)
+        if behind is not None and behind.shared and behind.inode:
+            key = behind.device, behind.inode
+            if key not in arrays:
+                arrays[key] = _open(process.pid, behind)
+            whole = arrays[key]
+            first = behind.offset + extent.address - behind.start
+            if whole is not None and whole[1] <= first and first + extent.run.size <= whole[1] + len(whole[0]):
+                pieces.append((extent.run, whole[0][first - whole[1] : first - whole[1] + extent.run.size]))
+                kinds.add(_kind(behind))
+                continue
+        copied.append((extent.run, extent.address))
+    parts: list[MappedMemory | ProcessMemory] = []
+    if pieces:
+        parts.append(MappedMemory(pieces, how=f"mapped, {' and '.join(sorted(kinds))}"))
+    if copied:
+        parts.append(ProcessMemory(process, copied))
+    return parts
+
+
+def _kind(mapping: Mapping) -> str:
+    path = mapping.path.removesuffix(" (deleted)")
+    return (
+        "shared memfd"
+        if path.startswith("/memfd:")
+        else "shared memory"
+        if path == "/dev/zero"
+        else f"shared file {path}"
+    )
+
+
+def _open(pid: int, mapping: Mapping) -> tuple[U8, int] | None:
+    """What stands behind a shared mapping, mapped here read-only: (array, its offset in the file); None if refused.
+
+    By its place in the maps, which needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, or by the descriptor that the process
+    holds, which does not. Both work for deleted files, memfds, and across mount namespaces.
+    """
+    with suppress(OSError, AttachError):
+        return _map(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", mapping)
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError, AttachError):
+                if entry.stat().st_ino == mapping.inode:
+                    return _map(entry.path, mapping)
+    return None
+
+
+def _map(path: str, mapping: Mapping) -> tuple[U8, int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        device = os.major(status.st_dev), os.minor(status.st_dev)
+        if (device, status.st_ino) != (mapping.device, mapping.inode):
+            raise AttachError(f"{path} is not what is mapped")
+        return map_file(fd, None, 0, name=path), 0
+    finally:
+        os.close(fd)
+
+
+def _joined(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """`runs` ascending, those that adjoin made one."""
+    found: list[Run] = []
+    for run in sorted(runs):
+        if found and found[-1].end == run.start:
+            found[-1] = Run(found[-1].start, found[-1].size + run.size)
+        else:
+            found.append(run)
+    return tuple(found)

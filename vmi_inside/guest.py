@@ -1,0 +1,197 @@
+"""Attaching to a guest: the one place where drivers, profiles and tables are put together.
+
+Knows targets and the order of things. How memory is reached, how a kernel is learned and what a table holds are each
+somebody else's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import numpy as np
+
+from vmi_inside.arch.paging import BY_LEVELS
+from vmi_inside.errors import AttachError, Unsupported, VmiError
+from vmi_inside.kernel import Kernel
+from vmi_inside.linux.processes import Processes, processes
+from vmi_inside.linux.sockets import OpenSockets, process_open_sockets
+from vmi_inside.linux.system import SystemInfo, system_info
+from vmi_inside.linux.threads import Threads, threads
+from vmi_inside.memory import PhysicalMemory
+from vmi_inside.profile.cache import Cache
+from vmi_inside.profile.learn import Learned, learn
+from vmi_inside.space import AddressSpace
+from vmi_inside.table import Table, Text, text
+from vmi_inside.types import I64, Mask
+
+_T = TypeVar("_T")
+
+
+class Notice(UserWarning):
+    """Something about how a guest was attached to that its user should know: slow memory, a tainted domain."""
+
+
+class Guest:
+    """An attached guest. Use it as a context manager, or `close()` it.
+
+    Every table is read anew when it is asked for, and raises `GuestGone` when the guest ended or rebooted meanwhile.
+    """
+
+    def __init__(self, name: str, memory: PhysicalMemory, learned: Learned, notices: Iterable[str] = ()) -> None:
+        paging = BY_LEVELS[learned.levels]
+        #: The domain's name, or the target as it was given.
+        self.name = name
+        self.memory = memory
+        self.kernel = Kernel(AddressSpace(memory, paging, learned.root), learned.profile)
+        #: How the memory is reached, in words.
+        self.how: str = getattr(memory, "how", "")
+        #: What there is to be said about attaching.
+        self.notices = tuple(notices)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Guest {self.name}: {self.kernel.profile.release}>"
+
+    def close(self) -> None:
+        """Let go of the guest's memory."""
+        self.memory.close()
+
+    def processes(self, columns: Iterable[str] | None = None) -> Processes:
+        """All processes; `columns` asks for some columns only, and only what they need is read."""
+        return self._read(processes, columns)
+
+    def threads(self, columns: Iterable[str] | None = None) -> Threads:
+        """All threads; `columns` as in `processes`."""
+        return self._read(threads, columns)
+
+    def process_open_sockets(self, columns: Iterable[str] | None = None) -> OpenSockets:
+        """All sockets, and who holds them; `columns` as in `processes`."""
+        return self._read(process_open_sockets, columns)
+
+    def info(self) -> SystemInfo:
+        """What system this is: one row."""
+        return self._read(lambda kernel, _: system_info(kernel), None)
+
+    def _read(self, table: Callable[[Kernel, Iterable[str] | None], _T], columns: Iterable[str] | None) -> _T:
+        return table(self.kernel, columns)
+
+
+class Guests(Table):
+    """One row for each domain that libvirt knows."""
+
+    id: Text  # empty when it is not active
+    name: Text
+    uuid: Text
+    state: Text  # virsh's words
+    vcpus: I64
+    memory: I64  # bytes
+    attachable: Mask
+    reason: Text  # why it is not
+
+
+def guests(connect: str | None = None) -> Guests:
+    """The domains of that libvirt connection, and which of them can be attached to.
+
+    Looks at each domain's state and at the permissions, and attaches to none. Raises `AttachError`, `Unsupported`.
+    """
+    from vmi_inside import domains
+
+    found = domains.list_domains(connect)
+    reasons = [domains.reachable(domain) or "" for domain in found]
+    return Guests({
+        "id": text("" if domain.id is None else str(domain.id) for domain in found),
+        "name": text(domain.name for domain in found),
+        "uuid": text(domain.uuid for domain in found),
+        "state": text(domain.state for domain in found),
+        "vcpus": np.array([domain.vcpus for domain in found], dtype=np.int64),
+        "memory": np.array([domain.memory for domain in found], dtype=np.int64),
+        "attachable": np.array([not reason for reason in reasons], dtype=np.bool_),
+        "reason": text(reasons),
+        "fault": text("" for _ in found),
+    })  # fmt: skip
+
+
+def attach(target: str, *, connect: str | None = None, raw_split: int | None = None) -> Guest:
+    """Attach to a guest, read-only, and learn its kernel.
+
+    `target` is a libvirt domain's name, UUID or id (`connect` is the URI, as virsh's `--connect`), or `file:PATH` for a
+    memory dump, or `qmp:SOCKET` for a QEMU without libvirt. `raw_split` says of a raw dump without a hole how many of
+    its bytes lie below 4 GiB. The guest is neither paused nor changed.
+
+    Raises `AttachError` (`NoSuchDomain`, `NotRunning`, `PermissionDenied`, `BadDump`, `UnknownKernel`, ...),
+    `Unsupported`. What the caller should know beside is in `Guest.notices`, and warned of as `Notice`.
+    """
+    prefix, colon, rest = target.partition(":")
+    if colon and prefix in TARGETS:
+        if not rest:
+            raise AttachError(f"{target}: there is nothing behind the colon; write {prefix}:PATH")
+        opened = TARGETS[prefix](rest, raw_split)
+    else:
+        opened = _domain(target, connect)
+    refused: VmiError | None = None
+    for name, memory in opened:
+        try:
+            guest = _learned(name, memory)
+        except VmiError as error:
+            memory.close()
+            refused = refused or error
+            continue
+        except BaseException:
+            memory.close()
+            raise
+        for notice in guest.notices:
+            warnings.warn(f"{name}: {notice}", Notice, stacklevel=2)
+        return guest
+    raise refused or AttachError(f"{target}: there is nothing to attach to")
+
+
+Opened = Iterator[tuple[str, PhysicalMemory]]
+
+
+def _learned(name: str, memory: PhysicalMemory) -> Guest:
+    try:
+        learned = learn(memory, cache=Cache())
+    except VmiError as error:
+        if str(error).startswith(f"{name}:"):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+    return Guest(name, memory, learned, (*getattr(memory, "notices", ()), *learned.warnings))
+
+
+def _domain(target: str, connect: str | None) -> Opened:
+    from vmi_inside import domains
+
+    memory, domain = domains.open_domain(target, connect)
+    yield domain.name, memory
+
+
+def _file(path: str, raw_split: int | None) -> Opened:
+    """A dump; of a raw one the ways in which it may be laid out, one after the other."""
+    from vmi_inside.drivers import dump
+
+    splits = dump.splits(path) if raw_split is None else (raw_split,)
+    for split in splits:
+        yield path, dump.open_dump(path, raw_split=split)
+
+
+def _qmp(path: str, raw_split: int | None) -> Opened:
+    if raw_split is not None:
+        raise Unsupported(f"qmp:{path}: only raw dumps can be split")
+    from vmi_inside.drivers import qmp
+
+    memory, seen = qmp.open_qmp(path)
+    yield seen.name or f"qmp:{path}", memory
+
+
+#: Kinds of targets by their prefix; what has none is a libvirt domain. To add one, write its opener and name it here.
+TARGETS: Final[dict[str, Callable[[str, int | None], Opened]]] = {"file": _file, "qmp": _qmp}
