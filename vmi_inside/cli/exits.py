@@ -1,0 +1,52 @@
+"""Exit codes: what each means, and which errors of the library end in it.
+
+The one list of them: `vmi-inside --help` prints it, `app` goes by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from vmi_inside import errors
+from vmi_inside.errors import VmiError
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A code, what it means to people, and the errors that end in it (with their subclasses)."""
+
+    code: int
+    meaning: str
+    errors: tuple[type[VmiError], ...] = ()
+
+
+NOTHING: Final = 1
+INTERRUPTED: Final = 130
+
+EXITS: Final = (
+    Exit(0, "done"),
+    Exit(NOTHING, "nothing matched what was asked for, or another error", (VmiError,)),
+    Exit(2, "wrong usage: an unknown option, column or value"),
+    Exit(3, "no such guest, file or socket", (errors.NoSuchDomain,)),
+    Exit(4, "the guest is not running", (errors.NotRunning,)),
+    Exit(5, "permission denied", (errors.PermissionDenied,)),
+    Exit(6, "no kernel found that can be read", (errors.UnknownKernel, errors.ProfileError)),
+    Exit(7, "no memory dump, or a damaged one", (errors.BadDump,)),
+    Exit(8, "guest memory could not be read", (errors.MemoryFault,)),
+    Exit(9, "not possible with this target, or a package is missing", (errors.Unsupported,)),
+    Exit(10, "the guest ended or rebooted meanwhile", (errors.GuestGone,)),
+    Exit(INTERRUPTED, "interrupted (Ctrl-C)"),
+)
+
+_BY_ERROR: Final = {error: each.code for each in EXITS for error in each.errors}
+
+
+def code(error: VmiError) -> int:
+    """The exit code for an error: that of the nearest class in its ancestry."""
+    return next(_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _BY_ERROR)
+
+
+def listed() -> str:
+    """The codes and their meanings, one a line."""
+    return "\n".join(f"{each.code:>5}  {each.meaning}" for each in EXITS)
