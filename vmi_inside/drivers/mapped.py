@@ -89,11 +89,13 @@ class MappedMemory:
 
     def read(self, pa: int, size: int) -> bytes | memoryview | None:
         """See `PhysicalMemory.read`: a read-only view inside one piece, bytes across pieces that adjoin."""
+        one = self._placement.within(pa, size)
+        if one is not None:
+            return self._views[one[0]][one[1] : one[1] + size]
         parts = self._placement.parts(pa, size)
         if parts is None:
             return None
-        views = [self._views[piece][offset : offset + length] for piece, offset, length in parts]
-        return views[0] if len(views) == 1 else b"".join(views)
+        return b"".join([self._views[piece][offset : offset + length] for piece, offset, length in parts])
 
     def close(self) -> None:
         """Let go of the arrays; a mapping ends when the last view of it does."""

@@ -52,6 +52,14 @@ class Placement:
         ok = pa - self._starts[run] < room[run]
         return pa + self._shifts[run], ok, bool(ok.all())
 
+    def within(self, pa: int, size: int) -> tuple[int, int] | None:
+        """The run, by its index, that `size` bytes at `pa` lie in, and their offset in there; None if in no one run."""
+        index = bisect_right(self._ends, pa)
+        if index == len(self._ends) or pa + size > self._ends[index] or size < 0:
+            return None
+        offset = pa - self.runs[index].start
+        return (index, offset) if offset >= 0 else None
+
     def parts(self, pa: int, size: int) -> Iterator[tuple[int, int, int]] | None:
         """`size` bytes at `pa` as (index, offset, size) of each run they lie in; None if not all of them do."""
         first = bisect_right(self._ends, pa)

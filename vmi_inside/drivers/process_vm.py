@@ -108,11 +108,17 @@ class ProcessMemory:
 
     def read(self, pa: int, size: int) -> bytes | memoryview | None:
         """See `PhysicalMemory.read`. A copy, made by one system call for each GiB."""
+        one = self._placement.within(pa, size)
+        if one is not None and size <= PAGE_SIZE:
+            small = ctypes.create_string_buffer(size)
+            got = self._call(_Iovec(ctypes.addressof(small), size), _Iovec(self._at[one[0]] + one[1], size), 1)
+            self._process.check()
+            return small.raw if got == size else None
         parts = self._placement.parts(pa, size)
         if parts is None:
             return None
-        buffer = (ctypes.c_ubyte * size)() if size <= PAGE_SIZE else np.empty(size, np.uint8).data
-        into = ctypes.addressof(buffer) if isinstance(buffer, ctypes.Array) else _address(buffer)
+        data = np.empty(size, np.uint8)
+        into = data.ctypes.data
         for run, offset, length in parts:
             at = self._at[run] + offset
             for done in range(0, length, _MAX_BYTES):
@@ -121,7 +127,7 @@ class ProcessMemory:
                     return None
             into += length
         self._process.check()
-        return bytes(buffer) if isinstance(buffer, ctypes.Array) else buffer.toreadonly()
+        return data.data.toreadonly()
 
     def close(self) -> None:
         """Forget the blocks."""
@@ -164,7 +170,3 @@ class ProcessMemory:
         if code == errno.ENOSYS:
             raise AttachError("this kernel has no process_vm_readv (CONFIG_CROSS_MEMORY_ATTACH)")
         raise VmiError(f"{self._process.name}: process_vm_readv: {os.strerror(code)}")
-
-
-def _address(buffer: memoryview) -> int:
-    return np.frombuffer(buffer, np.uint8).ctypes.data

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 
@@ -21,6 +23,46 @@ from vmi_inside.drivers.qemu_layout import Extent, LayoutUnknown, Mapping
 from vmi_inside.errors import AttachError
 from vmi_inside.memory import Run
 from vmi_inside.types import U8, U64, Mask
+
+LARGE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of shared memory: its descriptor, and all of it, mapped."""
+
+    fd: int
+    array: U8
+
+
+class SharedMemory(MappedMemory):
+    """`MappedMemory` of a live guest: runs, each with a file and its first byte's offset in there.
+
+    Large reads are copied out of the file. To look at a page through a mapping makes the host provide it, where the
+    guest has never touched it, and counts it as our memory; a scan of all RAM must do neither.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[Run, _File, int]], *closers: Callable[[], object], how: str) -> None:
+        arrays = [(run, file.array[offset : offset + run.size]) for run, file, offset in pieces]
+        super().__init__(arrays, *closers, how=how)
+        self._files = [(file.fd, offset) for _, file, offset in sorted(pieces, key=lambda piece: piece[0])]
+
+    def read(self, pa: int, size: int) -> bytes | memoryview | None:
+        """See `PhysicalMemory.read`: a view, or from 1 MiB on a copy."""
+        parts = self._placement.parts(pa, size) if size >= LARGE else None
+        if parts is None:
+            return super().read(pa, size)
+        data = np.empty(size, np.uint8).data
+        done = 0
+        for piece, offset, length in parts:
+            fd, first = self._files[piece]
+            end = done + length
+            while done < end:
+                got = os.preadv(fd, [data[done:end]], first + offset + length - (end - done))
+                if not got:  # the file was cut short
+                    return None
+                done += got
+        return data.toreadonly()
 
 
 class QemuMemory:
@@ -111,12 +153,10 @@ def open_qemu(
             _, maps = _look(process)
             if monitor_notice:
                 notices.append(f"{monitor_notice} ({reason})")
-        parts = _parts(process, extents, maps)
-        process.check()
+        return QemuMemory(process, _parts(process, extents, maps), notices)
     except BaseException:
         process.close()
         raise
-    return QemuMemory(process, parts, notices)
 
 
 def _look(process: Process) -> tuple[list[str], list[Mapping]]:
@@ -136,29 +176,34 @@ def _look(process: Process) -> tuple[list[str], list[Mapping]]:
 
 def _parts(process: Process, extents: Iterable[Extent], maps: Sequence[Mapping]) -> list[MappedMemory | ProcessMemory]:
     """Each extent in the memory that reaches it best."""
-    arrays: dict[tuple[tuple[int, int], int], tuple[U8, int] | None] = {}
-    pieces: list[tuple[Run, U8]] = []
+    files: dict[tuple[tuple[int, int], int], _File | None] = {}
+    shared: list[tuple[Run, _File, int]] = []
     copied: list[tuple[Run, int]] = []
     kinds: set[str] = set()
-    for extent in sorted(extents):
-        behind = next((m for m in maps if m.start <= extent.address < m.end), None)
-        if behind is not None and behind.shared and behind.inode:
-            key = behind.device, behind.inode
-            if key not in arrays:
-                arrays[key] = _open(process.pid, behind)
-            whole = arrays[key]
-            first = behind.offset + extent.address - behind.start
-            if whole is not None and whole[1] <= first and first + extent.run.size <= whole[1] + len(whole[0]):
-                pieces.append((extent.run, whole[0][first - whole[1] : first - whole[1] + extent.run.size]))
-                kinds.add(_kind(behind))
-                continue
-        copied.append((extent.run, extent.address))
-    parts: list[MappedMemory | ProcessMemory] = []
-    if pieces:
-        parts.append(MappedMemory(pieces, how=f"mapped, {' and '.join(sorted(kinds))}"))
-    if copied:
-        parts.append(ProcessMemory(process, copied))
-    return parts
+    with ExitStack() as undo:
+        for extent in sorted(extents):
+            behind = next((m for m in maps if m.start <= extent.address < m.end), None)
+            if behind is not None and behind.shared and behind.inode:
+                key = behind.device, behind.inode
+                if key not in files:
+                    files[key] = file = _open(process.pid, behind)
+                    if file is not None:
+                        undo.callback(os.close, file.fd)
+                file = files[key]
+                offset = behind.offset + extent.address - behind.start
+                if file is not None and offset + extent.run.size <= len(file.array):
+                    shared.append((extent.run, file, offset))
+                    kinds.add(_kind(behind))
+                    continue
+            copied.append((extent.run, extent.address))
+        parts: list[MappedMemory | ProcessMemory] = []
+        if copied:
+            parts.append(ProcessMemory(process, copied))
+        process.check()  # what was opened by its number was its own
+        if shared:
+            how = f"mapped, {' and '.join(sorted(kinds))}"
+            parts.insert(0, SharedMemory(shared, undo.pop_all().close, how=how))
+        return parts
 
 
 def _kind(mapping: Mapping) -> str:
@@ -172,32 +217,33 @@ def _kind(mapping: Mapping) -> str:
     )
 
 
-def _open(pid: int, mapping: Mapping) -> tuple[U8, int] | None:
-    """What stands behind a shared mapping, mapped here read-only: (array, its offset in the file); None if refused.
+def _open(pid: int, mapping: Mapping) -> _File | None:
+    """What stands behind a shared mapping, opened and mapped here read-only; None if that is refused.
 
     By its place in the maps, which needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, or by the descriptor that the process
     holds, which does not. Both work for deleted files, memfds, and across mount namespaces.
     """
     with suppress(OSError, AttachError):
-        return _map(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", mapping)
+        return _file(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", mapping)
     with suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with suppress(OSError, AttachError):
                 if entry.stat().st_ino == mapping.inode:
-                    return _map(entry.path, mapping)
+                    return _file(entry.path, mapping)
     return None
 
 
-def _map(path: str, mapping: Mapping) -> tuple[U8, int]:
+def _file(path: str, mapping: Mapping) -> _File:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         device = os.major(status.st_dev), os.minor(status.st_dev)
         if (device, status.st_ino) != (mapping.device, mapping.inode):
             raise AttachError(f"{path} is not what is mapped")
-        return map_file(fd, None, 0, name=path), 0
-    finally:
+        return _File(fd, map_file(fd, name=path))
+    except BaseException:
         os.close(fd)
+        raise
 
 
 def _joined(runs: Iterable[Run]) -> tuple[Run, ...]:
