@@ -6,6 +6,7 @@ somebody else's.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -14,8 +15,9 @@ from typing import Final, Self, TypeVar
 import numpy as np
 
 from vmi_inside.arch.paging import BY_LEVELS
-from vmi_inside.errors import AttachError, Unsupported, VmiError
+from vmi_inside.errors import AttachError, GuestGone, MemoryFault, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.clock import wall_clock
 from vmi_inside.linux.processes import Processes, processes
 from vmi_inside.linux.sockets import OpenSockets, process_open_sockets
 from vmi_inside.linux.system import SystemInfo, system_info
@@ -28,6 +30,8 @@ from vmi_inside.table import Table, Text, text
 from vmi_inside.types import I64, Mask
 
 _T = TypeVar("_T")
+#: A running guest's clock moves at least once in so many seconds, also when it is idle.
+_STANDSTILL: Final = 10.0
 
 
 class Notice(UserWarning):
@@ -40,7 +44,7 @@ class Guest:
     Every table is read anew when it is asked for, and raises `GuestGone` when the guest ended or rebooted meanwhile.
     """
 
-    def __init__(self, name: str, memory: PhysicalMemory, learned: Learned, notices: Iterable[str] = ()) -> None:
+    def __init__(self, name: str, memory: PhysicalMemory, learned: Learned, *, live: bool) -> None:
         paging = BY_LEVELS[learned.levels]
         #: The domain's name, or the target as it was given.
         self.name = name
@@ -49,7 +53,11 @@ class Guest:
         #: How the memory is reached, in words.
         self.how: str = getattr(memory, "how", "")
         #: What there is to be said about attaching.
-        self.notices = tuple(notices)
+        self.notices: tuple[str, ...] = (*getattr(memory, "notices", ()), *learned.warnings)
+        self._live = live
+        self._text = learned.text
+        self._clock: int | None = None
+        self._clock_seen = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +91,32 @@ class Guest:
         return self._read(lambda kernel, _: system_info(kernel), None)
 
     def _read(self, table: Callable[[Kernel, Iterable[str] | None], _T], columns: Iterable[str] | None) -> _T:
-        return table(self.kernel, columns)
+        made = table(self.kernel, columns)
+        if self._live:
+            self._check()
+        return made
+
+    def _check(self) -> None:
+        """Raise `GuestGone` when another kernel runs by now than the one that was learned.
+
+        The kernel's banner must still stand where its own page tables say. A kernel that a reboot left behind in RAM
+        looks whole, but its clock stands still: when it does, the kernel is looked for anew.
+        """
+        profile, space = self.kernel.profile, self.kernel.space
+        banner = profile.build.banner
+        try:
+            same = space.read(profile.symbol("linux_banner"), len(banner)) == banner
+        except MemoryFault:
+            same = False
+        now = time.monotonic()
+        clock = wall_clock(self.kernel)
+        if same and clock == self._clock and now - self._clock_seen > _STANDSTILL:
+            same = learn(self.memory, cache=Cache()).text == self._text
+            self._clock_seen = now
+        if not same:
+            raise GuestGone(f"{self.name}: another kernel runs now than when it was attached (a reboot?); attach again")
+        if clock != self._clock:
+            self._clock, self._clock_seen = clock, now
 
 
 class Guests(Table):
@@ -141,7 +174,7 @@ def attach(target: str, *, connect: str | None = None, raw_split: int | None = N
     refused: VmiError | None = None
     for name, memory in opened:
         try:
-            guest = _learned(name, memory)
+            guest = _learned(name, memory, live=prefix != "file")
         except VmiError as error:
             memory.close()
             refused = refused or error
@@ -158,14 +191,14 @@ def attach(target: str, *, connect: str | None = None, raw_split: int | None = N
 Opened = Iterator[tuple[str, PhysicalMemory]]
 
 
-def _learned(name: str, memory: PhysicalMemory) -> Guest:
+def _learned(name: str, memory: PhysicalMemory, live: bool) -> Guest:
     try:
         learned = learn(memory, cache=Cache())
     except VmiError as error:
         if str(error).startswith(f"{name}:"):
             raise
         raise type(error)(f"{name}: {error}") from error
-    return Guest(name, memory, learned, (*getattr(memory, "notices", ()), *learned.warnings))
+    return Guest(name, memory, learned, live=live)
 
 
 def _domain(target: str, connect: str | None) -> Opened:

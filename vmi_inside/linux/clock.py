@@ -23,6 +23,15 @@ def timekeeper(kernel: Kernel) -> Structs:
     return kernel.structs(keeper, [base + align_up(counter.size, 8)])
 
 
+def wall_clock(kernel: Kernel) -> int | None:
+    """Seconds since the epoch at the guest's last tick, by its own clock, or None where that cannot be told."""
+    try:
+        keeper = timekeeper(kernel)
+        return None if keeper.fetch("xtime_sec").fault.any() else int(keeper.number("xtime_sec")[0])
+    except (ProfileError, MemoryFault):
+        return None
+
+
 def boot_time(kernel: Kernel) -> float | None:
     """Seconds since the epoch at which the guest booted (getboottime64), or None where that cannot be told."""
     try:

@@ -1,7 +1,7 @@
 """What loaded modules add to the kernel's own types and symbols: split BTF and their symbol tables.
 
-Knows `struct module` and `struct mod_kallsyms` (include/linux/module.h, kernel/module/internal.h). Parsing BTF is
-`profile`'s. Modules come and go: nothing is kept beyond the reading that asked.
+Knows `struct module`, `struct mod_kallsyms` (include/linux/module.h) and the list `btf_modules` (kernel/bpf/btf.c).
+Parsing BTF is `profile`'s. Modules come and go: nothing is kept beyond the reading that asked.
 """
 
 from __future__ import annotations
@@ -57,13 +57,19 @@ def _find(kernel: Kernel, name: str) -> Structs | None:
 
 
 def _types(kernel: Kernel, module: Structs) -> Btf | None:
+    """The copy that the kernel parsed and keeps: the section that the module came with may be gone by now."""
     base = kernel.profile.types
-    if not module.has("btf_data") or not isinstance(base, Btf):
+    listed = walk.serial(kernel.space, kernel.symbol("btf_modules"), what="btf_modules", limit=MODULE_LIMIT)
+    ctype = kernel.struct("btf_module")
+    holders = kernel.structs(ctype, listed.address - np.uint64(ctype.member("list").offset)).fetch("module", "btf")
+    mine = np.flatnonzero(holders.pointer("module") == module.address[0])
+    if not len(mine):
         return None
-    size = int(module.unsigned("btf_data_size")[0])
+    parsed = holders.select(mine[:1]).follow("btf").fetch("data", "data_size")
+    size = int(parsed.unsigned("data_size")[0])
     if not 0 < size <= BTF_LIMIT:
         return None
-    return Btf(kernel.space.read(int(module.pointer("btf_data")[0]), size), base=base)
+    return Btf(kernel.space.read(int(parsed.pointer("data")[0]), size), base=base)
 
 
 def _symbols(kernel: Kernel, module: Structs) -> dict[str, int]:

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from vmi_inside.errors import MemoryFault, ProfileError
+from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import clock
 from vmi_inside.table import Column, Faults, Table, Text, text
@@ -69,9 +69,5 @@ def system_info(kernel: Kernel) -> SystemInfo:
 
 
 def _clock(kernel: Kernel) -> tuple[float | None, float | None]:
-    try:
-        keeper = clock.timekeeper(kernel)
-        now = float(keeper.number("xtime_sec")[0])
-    except (ProfileError, MemoryFault):
-        return None, None
-    return clock.boot_time(kernel), now if 0 < now < 2 * time.time() else None
+    now = clock.wall_clock(kernel)
+    return clock.boot_time(kernel), float(now) if now is not None and 0 < now < 2 * time.time() else None

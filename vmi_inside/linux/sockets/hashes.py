@@ -82,8 +82,8 @@ def hashed_sockets(kernel: Kernel, namespaces: Structs) -> tuple[U64, list[str]]
 
 
 def _distinct(address: U64) -> U64:
-    unique: U64 = np.unique(address)
-    return unique[unique != np.uint64(0)]
+    unique: U64 = np.unique(address[address != 0])
+    return unique
 
 
 def _common(kernel: Kernel, member: str) -> int:

@@ -88,8 +88,8 @@ class SocketRows:
     @cached_property
     def tcp(self) -> Mask:
         """Whole sockets that are a `tcp_sock`."""
-        stream: Mask = (self.number == _TCP) & (self.kind == 1)
-        return self.whole & self.inet & stream
+        stream: Mask = self.whole & self.inet & (self.number == _TCP) & (self.kind == 1)
+        return stream
 
     def family_names(self) -> Text:
         """Address families by name, by number where they have none here."""
@@ -277,7 +277,9 @@ class SocketRows:
         rows = np.flatnonzero(self.request)
         if len(rows):
             request = self.kernel.structs("request_sock", self.address[rows])
-            out[rows] = request.follow(_LISTENER, self.kernel.struct("sock")).number("sk_uid.val")
+            listener = request.follow(_LISTENER, self.kernel.struct("sock"))
+            out[rows] = listener.number("sk_uid.val")
+            self.faults.mark(_spread(rows, request.fault | listener.fault, len(self.address)), "owner unreadable")
         return out
 
     @cached_property
