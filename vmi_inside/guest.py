@@ -15,9 +15,8 @@ from typing import Final, Self, TypeVar
 import numpy as np
 
 from vmi_inside.arch.paging import BY_LEVELS
-from vmi_inside.errors import AttachError, GuestGone, MemoryFault, Unsupported, VmiError
+from vmi_inside.errors import AttachError, GuestGone, UnknownKernel, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.clock import wall_clock
 from vmi_inside.linux.processes import Processes, processes
 from vmi_inside.linux.sockets import OpenSockets, process_open_sockets
 from vmi_inside.linux.system import SystemInfo, system_info
@@ -29,9 +28,10 @@ from vmi_inside.space import AddressSpace
 from vmi_inside.table import Table, Text, text
 from vmi_inside.types import I64, Mask
 
-_T = TypeVar("_T")
-#: A running guest's clock moves at least once in so many seconds, also when it is idle.
-_STANDSTILL: Final = 10.0
+_T = TypeVar("_T", bound=Table)
+#: Seconds for which a kernel that was found is believed to be the one that runs, without and with signs of another.
+_TRUST: Final = 10.0
+_DOUBT: Final = 1.0
 
 
 class Notice(UserWarning):
@@ -55,9 +55,7 @@ class Guest:
         #: What there is to be said about attaching.
         self.notices: tuple[str, ...] = (*getattr(memory, "notices", ()), *learned.warnings)
         self._live = live
-        self._text = learned.text
-        self._clock: int | None = None
-        self._clock_seen = time.monotonic()
+        self._verified = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -93,30 +91,26 @@ class Guest:
     def _read(self, table: Callable[[Kernel, Iterable[str] | None], _T], columns: Iterable[str] | None) -> _T:
         made = table(self.kernel, columns)
         if self._live:
-            self._check()
+            self._check(bool(made.notes) or bool(made.fault.any()))
         return made
 
-    def _check(self) -> None:
+    def _check(self, doubtful: bool) -> None:
         """Raise `GuestGone` when another kernel runs by now than the one that was learned.
 
-        The kernel's banner must still stand where its own page tables say. A kernel that a reboot left behind in RAM
-        looks whole, but its clock stands still: when it does, the kernel is looked for anew.
+        A kernel that a reboot left behind in RAM can look whole for long: so the kernel is looked for anew when what
+        was read has faults, and every so often when it has none.
         """
-        profile, space = self.kernel.profile, self.kernel.space
-        banner = profile.build.banner
+        if time.monotonic() - self._verified < (_DOUBT if doubtful else _TRUST):
+            return
         try:
-            same = space.read(profile.symbol("linux_banner"), len(banner)) == banner
-        except MemoryFault:
+            same = learn(self.memory, cache=Cache()).root == self.kernel.space.root
+        except UnknownKernel:
             same = False
-        now = time.monotonic()
-        clock = wall_clock(self.kernel)
-        if same and clock == self._clock and now - self._clock_seen > _STANDSTILL:
-            same = learn(self.memory, cache=Cache()).text == self._text
-            self._clock_seen = now
         if not same:
-            raise GuestGone(f"{self.name}: another kernel runs now than when it was attached (a reboot?); attach again")
-        if clock != self._clock:
-            self._clock, self._clock_seen = clock, now
+            raise GuestGone(
+                f"{self.name}: not the kernel runs now that ran when it was attached (a reboot?); attach again"
+            )
+        self._verified = time.monotonic()
 
 
 class Guests(Table):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class Kernel:
     def __init__(self, space: AddressSpace, profile: Profile) -> None:
         self.space = space
         self.profile = profile
+        #: What `linux.module_types` parsed of modules, by the module's and its BTF's identity.
+        self.modules: dict[tuple[object, ...], Any] = {}
 
     def operation(self) -> AbstractContextManager[None]:
         """The reading of one table: translations are remembered inside, never across."""

@@ -56,3 +56,12 @@ class PhysicalMemory(Protocol):
     def close(self) -> None:
         """Release mappings and descriptors. Reading afterwards is a programming error."""
         ...
+
+
+@runtime_checkable
+class Releasing(Protocol):
+    """What mapped memory can do beside: give back the pages that reading brought into this process."""
+
+    def release(self) -> None:
+        """Let go of resident pages. They stay readable: the next reading brings them in again."""
+        ...

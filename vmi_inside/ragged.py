@@ -41,16 +41,24 @@ class Ragged:
         count = self.size // 8
         owner = np.repeat(np.arange(len(count)), count)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-        byte = (self.start[owner] + 8 * within)[:, None] + np.arange(8)[None, :]
-        return self.data[byte].view("<u8")[:, 0] if len(owner) else np.empty(0, dtype=np.uint64), owner
+        byte = self.start[owner] + 8 * within
+        if not (self.start & 7).any():  # as all arrays of the kernel's are
+            return self.data.view("<u8")[byte >> 3], owner
+        return self.data[byte[:, None] + np.arange(8)].view("<u8")[:, 0], owner
 
 
 def gather(space: AddressSpace, va: U64, size: NDArray[np.int64], roots: U64 | None = None) -> Ragged:
-    """Read `size[i]` bytes at `va[i]` for all `i`. Sizes are cut so that the whole stays below `TOTAL_LIMIT`."""
+    """Read `size[i]` bytes at `va[i]` for all `i`; a negative size counts as 0.
+
+    Where the whole would be more than `TOTAL_LIMIT`, the largest ranges are left out: size 0, not `ok`.
+    """
     size = np.maximum(size, 0)
-    before = np.cumsum(size) - size
-    size = np.where(before + size > TOTAL_LIMIT, 0, size)
-    cut = before + size > TOTAL_LIMIT
+    cut = size > TOTAL_LIMIT
+    size = np.where(cut, 0, size)
+    if int(size.sum()) > TOTAL_LIMIT:
+        order = np.argsort(size, kind="stable")
+        cut[order[np.cumsum(size[order]) > TOTAL_LIMIT]] = True
+        size = np.where(cut, 0, size)
     mean = int(size.mean()) if len(size) else 0
     unit = min(PAGE_SIZE, max(64, 1 << mean.bit_length()))
     # Units are aligned, so none crosses a page; the few bytes around a range come along.

@@ -13,13 +13,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from vmi_inside.arch.paging import Paging
 from vmi_inside.errors import NoMemory, PageFault
 from vmi_inside.memory import PhysicalMemory
 from vmi_inside.types import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
-_CACHE_LIMIT = 1 << 16  # translations that one operation may remember
+_CACHE_LIMIT = 1 << 16  # translations that one operation may remember, and those of one batch more
+_LARGE_SHIFT = 21  # kernels map most of themselves in pages of 2 MiB or more
+_MANY = 64  # addresses in a batch, from which on it pays to look at one in each large page first
+_UNMAPPED = np.uint64(1)  # physical and virtual addresses differ by whole pages: this bit is free
+
+
+class _Known:
+    """Ranges of virtual addresses, and a number for each: what an operation remembers."""
+
+    __slots__ = ("number", "size", "start")
+
+    def __init__(self) -> None:
+        self.start = self.size = self.number = np.zeros(1, dtype=np.uint64)  # an empty range, found by nobody
+
+    def find(self, va: U64) -> tuple[U64, Mask]:
+        """The numbers (n,) of the ranges that `va` (n,) lie in, and (n,) bool: which lie in one."""
+        at = self.start.searchsorted(va, "right") - 1
+        return self.number[at], va - self.start[at] < self.size[at]
+
+    def add(self, start: U64, size: U64, number: U64) -> None:
+        """Remember ranges, ascending; of two with the same start the one that came later counts."""
+        new = _changes(start)
+        start = np.concatenate((self.start, start[new]))
+        order = start.argsort(kind="stable")
+        self.start = start[order]
+        self.size = np.concatenate((self.size, size[new]))[order]
+        self.number = np.concatenate((self.number, number[new]))[order]
+
+
+def _changes(values: U64) -> Mask:
+    """Which of `values` (n,) differ from the one before."""
+    out = np.ones(len(values), dtype=np.bool_)
+    np.not_equal(values[1:], values[:-1], out=out[1:])
+    return out
 
 
 class AddressSpace:
@@ -30,8 +64,13 @@ class AddressSpace:
         self.paging = paging
         self.root = root
         self._depth = 0
-        self._known_page = np.empty(0, dtype=np.uint64)
-        self._known_frame = np.empty(0, dtype=np.uint64)
+        # Of each range that was walked what to add to a virtual address to get the physical one (odd: not mapped); and
+        # for each level below the root, the tables met on the way.
+        self._mappings = _Known()
+        self._tables = [_Known() for _ in paging.splits]  # by level
+        self._levels = np.array([0, *(paging.shift(level + 1) for level in range(paging.levels))], dtype=np.uint64)
+        self._masks = np.array([0, *((1 << bits) - 1 for bits in reversed(paging.splits))], dtype=np.uint64)
+        self._large = np.array([level in paging.large for level in range(paging.levels + 1)])
 
     def with_root(self, root: int) -> AddressSpace:
         """The same memory through another top-level table, such as a process's."""
@@ -46,8 +85,11 @@ class AddressSpace:
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self._known_page = np.empty(0, dtype=np.uint64)
-                self._known_frame = np.empty(0, dtype=np.uint64)
+                self._forget()
+
+    def _forget(self) -> None:
+        self._mappings = _Known()
+        self._tables = [_Known() for _ in self._tables]
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
@@ -56,77 +98,79 @@ class AddressSpace:
 
         `roots` (n,) gives each row a top-level table of its own. Unmapped rows have address 0.
         """
-        page = va >> np.uint64(PAGE_SHIFT)
+        if roots is None and len(va) == 1:  # for one, integers are quicker
+            try:
+                return np.array([self.translate_one(int(va[0]))], dtype=np.uint64), np.ones(1, dtype=np.bool_)
+            except PageFault:
+                return np.zeros(1, dtype=np.uint64), np.zeros(1, dtype=np.bool_)
         if roots is not None:
-            frame, ok = self._walk(va, roots)
-        elif len(va) < 2:
-            frame, ok = self._walk(va, None)
+            shift, _ = self._walk(va, roots & np.uint64(self.paging.address))
         else:
-            frame, ok = self._translate_pages(page)
-        return np.where(ok, frame | (va & np.uint64(PAGE_MASK)), np.uint64(0)), ok
+            if not self._depth or len(self._mappings.start) > _CACHE_LIMIT:
+                self._forget()
+            shift, hit = self._mappings.find(va)
+            # Of many addresses one in each large page first: mostly that tells of all the others.
+            for unit in (_LARGE_SHIFT, PAGE_SHIFT) if len(va) > _MANY else (PAGE_SHIFT,):
+                if hit.all():
+                    break
+                missed = np.sort(va[~hit])
+                missed = missed[_changes(missed >> np.uint64(unit))]
+                found, size = self._walk(missed)
+                self._mappings.add(missed & ~(size - np.uint64(1)), size, found)
+                shift, hit = self._mappings.find(va)
+            shift[~hit] = _UNMAPPED
+        ok: Mask = shift & _UNMAPPED == 0
+        return np.where(ok, va + shift, np.uint64(0)), ok
 
-    def _translate_pages(self, page: U64) -> tuple[U64, Mask]:
-        """Each distinct page once; frames are physical addresses of pages, bit 0 marking an unmapped one."""
-        unique, back = np.unique(page, return_inverse=True)
-        frame = np.ones(len(unique), dtype=np.uint64)
-        todo = np.ones(len(unique), dtype=np.bool_)
-        if len(self._known_page):
-            at = np.searchsorted(self._known_page, unique)
-            at[at == len(self._known_page)] = 0
-            hit = self._known_page[at] == unique
-            frame[hit] = self._known_frame[at[hit]]
-            todo = ~hit
-        if todo.any():
-            new = unique[todo]
-            walked, ok = self._walk(new << np.uint64(PAGE_SHIFT), None)
-            found = np.where(ok, walked, np.uint64(1))
-            frame[todo] = found
-            if self._depth and len(self._known_page) + len(new) <= _CACHE_LIMIT:
-                pages = np.concatenate((self._known_page, new))
-                order = np.argsort(pages, kind="stable")
-                self._known_page = pages[order]
-                self._known_frame = np.concatenate((self._known_frame, found))[order]
-        frame = frame[back]
-        ok = frame & np.uint64(1) == 0
-        return np.where(ok, frame, np.uint64(0)), ok
+    def _walk(self, va: U64, roots: U64 | None = None) -> tuple[U64, U64]:
+        """Walk the tables, one entry of each row a round, from the lowest table that is remembered of it.
 
-    def _walk(self, va: U64, roots: U64 | None) -> tuple[U64, Mask]:
-        """Walk the tables level by level, each distinct entry read once. Gives page frames and which are mapped."""
+        Gives what to add to each address to get the physical one (odd: not mapped), and the size of the naturally
+        aligned range of which that is true. Nothing is remembered of `roots`.
+        """
         paging = self.paging
         address = np.uint64(paging.address)
-        frame = np.zeros(len(va), dtype=np.uint64)
-        done = np.zeros(len(va), dtype=np.bool_)
+        shift = np.full(len(va), _UNMAPPED)
+        level = np.full(len(va), paging.levels)
+        table = np.full(len(va), self.root, dtype=np.uint64) if roots is None else roots.copy()
+        if roots is None:
+            for below in range(paging.levels - 1, 0, -1):
+                if len(self._tables[below].start) > 1:
+                    known, hit = self._tables[below].find(va)
+                    table[hit] = known[hit]
+                    level[hit] = below
         sign = va >> np.uint64(paging.canonical - 1)
-        ok = (sign == 0) | (sign == np.uint64((1 << (65 - paging.canonical)) - 1))
-        table = np.full(len(va), self.root, dtype=np.uint64) if roots is None else roots & address
-        live = np.flatnonzero(ok)
-        for level, bits in zip(range(paging.levels, 0, -1), paging.splits, strict=True):
-            if not len(live):
-                break
-            shift = np.uint64(paging.shift(level))
-            index = (va[live] >> shift) & np.uint64((1 << bits) - 1)
-            entry, readable = self._entries(table[live] + index * np.uint64(paging.entry_size))
+        canonical = (sign == 0) | (sign == np.uint64((1 << (65 - paging.canonical)) - 1))
+        level[~canonical] = 1
+        live = np.flatnonzero(canonical)
+        while len(live):
+            here, page = level[live], va[live]
+            size = np.uint64(1) << self._levels[here]
+            entry, readable = self._entries(
+                table[live] + ((page >> self._levels[here]) & self._masks[here]) * np.uint64(paging.entry_size)
+            )
             present = readable & (entry & np.uint64(paging.present) != 0)
-            ok[live[~present]] = False
-            leaf = present if level == 1 else np.zeros(len(live), dtype=np.bool_)
-            if level in paging.large:
-                leaf = present & (entry & np.uint64(paging.large_bit) != 0)
-            inside = np.uint64((1 << int(shift)) - 1)
-            at = live[leaf]
-            frame[at] = (entry[leaf] & address & ~inside) | (va[at] & inside & ~np.uint64(PAGE_MASK))
-            done[at] = True
+            leaf = present & ((here == 1) | (self._large[here] & (entry & np.uint64(paging.large_bit) != 0)))
+            target = entry & address
+            outside = ~(size - np.uint64(1))
+            shift[live[leaf]] = ((target & outside) - (page & outside))[leaf]
             onward = present & ~leaf
-            live, entry = live[onward], entry[onward]
-            table[live] = entry & address
-        return frame, ok & done
+            live, here = live[onward], here[onward] - 1
+            level[live], table[live] = here, target[onward]
+            if roots is None and len(live):
+                start, size, target = (page & outside)[onward], size[onward], target[onward]
+                for below in set(here.tolist()):
+                    new = here == below
+                    self._tables[below].add(start[new], size[new], target[new])
+        return shift, np.uint64(1) << self._levels[level]
 
     def _entries(self, pa: U64) -> tuple[U64, Mask]:
-        if len(pa) > 1:
-            unique, back = np.unique(pa, return_inverse=True)
-        else:
-            unique, back = pa, np.zeros(len(pa), dtype=np.intp)
+        # Addresses come sorted, or grouped: what is read twice stands side by side.
+        new = _changes(pa)
+        unique = pa[new]
         raw = np.empty((len(unique), 8), dtype=np.uint8)
         ok = self.memory.gather(unique, raw)
+        back = np.cumsum(new) - 1
         return raw.view("<u8")[:, 0][back], ok[back]
 
     def gather(self, va: U64, width: int, roots: U64 | None = None) -> tuple[U8, Mask]:
@@ -134,57 +178,42 @@ class AddressSpace:
 
         Rows may cross pages, virtually contiguous ones that is. Unreadable rows are zero.
         """
-        out = np.zeros((len(va), width), dtype=np.uint8)
+        out = np.empty((len(va), width), dtype=np.uint8)
         if not len(va) or not width:
             return out, np.ones(len(va), dtype=np.bool_)
         va = np.ascontiguousarray(va, dtype=np.uint64)
-        offset = va & np.uint64(PAGE_MASK)
-        crossing = offset + np.uint64(width) > np.uint64(PAGE_SIZE)
-        if not crossing.any():
-            return out, self._gather_rows(va, out, roots)
-        whole = np.flatnonzero(~crossing)
-        ok = np.zeros(len(va), dtype=np.bool_)
-        if len(whole):
-            rows = np.empty((len(whole), width), dtype=np.uint8)
-            ok[whole] = self._gather_rows(va[whole], rows, None if roots is None else roots[whole])
-            out[whole] = rows
-        torn = np.flatnonzero(crossing)
-        rows, good = self._gather_torn(va[torn], width, None if roots is None else roots[torn])
-        out[torn] = rows
-        ok[torn] = good
-        return out, ok
-
-    def _gather_torn(self, va: U64, width: int, roots: U64 | None) -> tuple[U8, Mask]:
-        """Rows that cross a page: the end of one page and the start of the next, cut at each row's own place."""
         if width > PAGE_SIZE:
-            parts = [
-                self.gather(va + np.uint64(start), min(PAGE_SIZE, width - start), roots)
-                for start in range(0, width, PAGE_SIZE)
-            ]
-            ok = np.logical_and.reduce([part[1] for part in parts])
-            out = np.concatenate([part[0] for part in parts], axis=1)
-        else:
-            cut = (va | np.uint64(PAGE_MASK)) + np.uint64(1)
-            both = np.empty((2, len(va), width), dtype=np.uint8)
-            ok = self._gather_rows(cut - np.uint64(width), both[0], roots)
-            ok &= self._gather_rows(cut, both[1], roots)
-            start = (va - (cut - np.uint64(width))).astype(np.intp)
-            sides = np.concatenate((both[0], both[1]), axis=1)
-            out = np.take_along_axis(sides, start[:, None] + np.arange(width)[None, :], axis=1)
+            ok = np.ones(len(va), dtype=np.bool_)
+            for start in range(0, width, PAGE_SIZE):
+                part, good = self.gather(va + np.uint64(start), min(PAGE_SIZE, width - start), roots)
+                out[:, start : start + PAGE_SIZE] = part
+                ok &= good
+            out[~ok] = 0
+            return out, ok
+        torn = np.flatnonzero((va & np.uint64(PAGE_MASK)) > np.uint64(PAGE_SIZE - width))
+        if not len(torn):
+            return out, self._gather_rows(va, out, roots)
+        # The first part of a row that crosses a page is read with the others, moved up to end where the page does.
+        edge = (va[torn] | np.uint64(PAGE_MASK)) + np.uint64(1)
+        first, left = va.copy(), edge - va[torn]
+        first[torn] = edge - np.uint64(width)
+        ok = self._gather_rows(first, out, roots)
+        both = np.empty((len(torn), 2 * width), dtype=np.uint8)
+        both[:, :width] = out[torn]
+        rest = np.empty((len(torn), width), dtype=np.uint8)
+        ok[torn] &= self._gather_rows(edge, rest, None if roots is None else roots[torn])
+        both[:, width:] = rest
+        shifted = sliding_window_view(both.ravel(), width)
+        out[torn] = shifted[2 * width * np.arange(len(torn)) + width - left.astype(np.intp)]
         out[~ok] = 0
         return out, ok
 
     def _gather_rows(self, va: U64, out: U8, roots: U64 | None) -> Mask:
         pa, mapped = self.translate(va, roots)
-        if mapped.all():
-            return self.memory.gather(pa, out)
-        ok = np.zeros(len(va), dtype=np.bool_)
-        out[:] = 0
-        at = np.flatnonzero(mapped)
-        if len(at):
-            rows = np.empty((len(at), out.shape[1]), dtype=np.uint8)
-            ok[at] = self.memory.gather(pa[at], rows)
-            out[at] = rows
+        ok = self.memory.gather(pa, out)
+        if not mapped.all():
+            ok &= mapped
+            out[~ok] = 0
         return ok
 
     # -- one address ------------------------------------------------------------------------------------------------

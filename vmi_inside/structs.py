@@ -133,7 +133,8 @@ def texts(raw: U8) -> list[str]:
     ended = np.logical_or.accumulate(raw == 0, axis=1)
     clean = np.ascontiguousarray(np.where(ended, np.uint8(0), raw))
     cells: list[bytes] = clean.view(f"S{raw.shape[1]}")[:, 0].tolist() if raw.shape[1] else [b""] * len(raw)
-    return [cell.decode("utf-8", "backslashreplace") for cell in cells]
+    # All in one piece: none of the cells holds a NUL, and no character of UTF-8 goes on behind one.
+    return b"\0".join(cells).decode("utf-8", "backslashreplace").split("\0") if cells else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from vmi_inside.types import U64, Mask
 
 #: Nodes that one walk visits at the most.
 NODE_LIMIT = 1 << 20
+#: Rounds that one walk of chains takes at the most: no chain is believed to be longer.
+ROUND_LIMIT = 1 << 14
 #: An xarray of 64-bit indices with 64 slots a node is no deeper than this.
 XARRAY_DEPTH = 11
 
@@ -50,7 +52,7 @@ def chains(
     """
     owner = np.arange(len(first), dtype=np.int64)
     node = np.ascontiguousarray(first, dtype=np.uint64)
-    seen = np.empty(0, dtype=np.uint64)
+    seen = recent = np.empty(0, dtype=np.uint64)
     nodes: list[U64] = []
     owners: list[NDArray[np.int64]] = []
     faults: dict[str, None] = {}
@@ -62,7 +64,7 @@ def chains(
         node, owner = node[live], owner[live]
         if not len(node):
             break
-        fresh = ~_member(node, seen)
+        fresh = ~(_member(node, seen) | _member(node, recent))
         distinct, index = np.unique(node, return_index=True)
         once = np.zeros(len(node), dtype=np.bool_)
         once[index] = True
@@ -71,11 +73,13 @@ def chains(
             faults[f"{what}: a chain runs in a circle or into another"] = None
             node, owner = node[fresh], owner[fresh]
             distinct = np.sort(node)
-        if total + len(node) > NODE_LIMIT:
+        if total + len(node) > NODE_LIMIT or len(nodes) == ROUND_LIMIT:
             faults[f"{what}: cut after {total} nodes"] = None
             break
         total += len(node)
-        seen = np.sort(np.concatenate((seen, distinct)), kind="stable")
+        recent = np.sort(np.concatenate((recent, distinct)))
+        if len(recent) > max(1024, len(seen) // 8):  # seldom, so that a long chain does not sort all of it every round
+            seen, recent = np.sort(np.concatenate((seen, recent))), recent[:0]
         raw, ok = space.gather(node + np.uint64(next_offset), 8)
         if not ok.all():
             faults[f"{what}: a node could not be read"] = None
@@ -153,6 +157,8 @@ def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray")
     slots = node.member("slots")
     width = slots.type.count or 64
     shift_at, slots_at = node.member("shift").offset, slots.offset
+    low = min(shift_at, slots_at)
+    size = max(shift_at + 1, slots_at + 8 * width) - low
     entry = np.array([head], dtype=np.uint64)
     index = np.zeros(1, dtype=np.int64)
     found: list[U64] = []
@@ -178,10 +184,9 @@ def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray")
             faults[f"{what}: cut after {len(seen)} nodes"] = None
             break
         seen = np.sort(np.concatenate((seen, address)))
-        raw, ok = space.gather(address + np.uint64(shift_at), 1)
-        rows, good = space.gather(address + np.uint64(slots_at), 8 * width)
-        ok &= good
-        shift = raw[:, 0].astype(np.int64)
+        raw, ok = space.gather(address + np.uint64(low), size)
+        rows = raw[:, slots_at - low : slots_at - low + 8 * width]
+        shift = raw[:, shift_at - low].astype(np.int64)
         sane = ok & (shift < limit)
         if not sane.all():
             faults[f"{what}: a node could not be read or makes no sense"] = None
@@ -189,8 +194,7 @@ def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray")
             if not len(rows):
                 break
         limit = int(shift.max())
-        table = rows.view("<u8")
-        entry = table.ravel()
+        entry = np.ascontiguousarray(rows).view("<u8").ravel()
         index = (base[:, None] + (np.arange(width)[None, :] << shift[:, None])).ravel()
         used = entry != _NONE
         entry, index = entry[used], index[used]

@@ -34,6 +34,14 @@ def map_file(fd: int, size: int | None = None, offset: int = 0, *, name: str = "
     return np.frombuffer(mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset), np.uint8)
 
 
+def _mapping(array: U8) -> mmap.mmap | None:
+    """The mapping that an array lies in, if `map_file` made it."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
+
+
 class MappedMemory:
     """`PhysicalMemory` over pieces: pairs of a `Run` and a C-contiguous uint8 array of exactly its size.
 
@@ -57,6 +65,7 @@ class MappedMemory:
         self.notices = list(notices)
         self.runs: tuple[Run, ...] = tuple(run for run, _ in found)
         self._views = [array.data.toreadonly() for _, array in found]
+        self._mappings = list({id(one): one for _, array in found if (one := _mapping(array)) is not None}.values())
         self._closers = closers
         # One array over everything from the lowest mapped address to the highest lets any number of pieces be read by
         # one indexing operation. What lies between the pieces is never touched: every index is checked first.
@@ -97,11 +106,17 @@ class MappedMemory:
             return None
         return b"".join([self._views[piece][offset : offset + length] for piece, offset, length in parts])
 
+    def release(self) -> None:
+        """See `Releasing.release`. Only file mappings can be let go of without losing what they hold."""
+        for mapping in self._mappings:
+            mapping.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the arrays; a mapping ends when the last view of it does."""
         self.runs = ()
         self._placement = Placement((), ())
         self._views.clear()
+        self._mappings.clear()
         self._by_width.clear()
         for closer in self._closers:
             closer()

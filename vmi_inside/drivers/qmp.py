@@ -1,26 +1,27 @@
 """A QEMU without libvirt, by the UNIX socket of its machine protocol (`-qmp unix:PATH,server=on,wait=off`).
 
-Knows QMP (docs/interop/qmp-spec) as far as it is needed: the greeting, commands, the human monitor, and which process
-is at the other end. Needs nothing but sockets. Reading the guest's memory is left to `qemu`.
+Knows how to reach the socket, which process is at the other end, and what to say of each failure. The only file that
+imports `qemu.qmp`, QEMU's own client, which speaks the protocol. Reading the guest's memory is left to `qemu`.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import re
 import socket
 import struct
-import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Final, Self
 
 from vmi_inside.drivers.qemu import QemuMemory, open_qemu
 from vmi_inside.errors import AttachError, GuestGone, NoSuchDomain, NotRunning, PermissionDenied, Unsupported
 
 TIMEOUT: Final = 5.0  # seconds for an answer
-_MOST: Final = 64 << 20  # bytes of one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +42,31 @@ class QmpGuest:
 class Qmp:
     """A connection to a QMP socket, ready for commands. Use it as a context manager, and briefly.
 
-    Raises `NoSuchDomain` when there is no such socket, `NotRunning` when nobody listens at it, `PermissionDenied`, and
-    `AttachError` when nothing answers in `timeout` seconds, as when another client holds it.
+    Raises `NoSuchDomain` when there is no such socket, `NotRunning` when nobody listens at it, `PermissionDenied`,
+    `AttachError` when nothing answers in `timeout` seconds, as when another client holds it, or what answers does not
+    speak QMP, `GuestGone` when it hangs up, and `Unsupported` without the package `qemu.qmp`.
+
+    `pid` is the process that made the socket; 0 when it is in a pid namespace that cannot be seen from here.
     """
 
     def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
         self.path = path
         self._timeout = timeout
-        self._deadline = time.monotonic() + timeout
-        self._rest = b""
-        self._socket = socket.socket(socket.AF_UNIX)
-        try:
-            self._socket.settimeout(timeout)
+        self._library = _library()
+        self._client = self._library.QMPClient()
+        # It would keep every event until somebody takes it, and nobody here does.
+        self._client.events.event_filter = lambda _event: False
+        with ExitStack() as exits:
+            self._socket = exits.enter_context(socket.socket(socket.AF_UNIX))
             self._connect()
-            if "QMP" not in self._message("there is no greeting; another client holds the socket, or it is not QMP's"):
-                raise AttachError(f"qmp:{path}: what answers there does not speak QMP")
-            self.execute("qmp_capabilities")
-        except BaseException:
-            self.close()
-            raise
+            self.pid = _peer(self._socket)
+            # The event loop has a thread of its own: the caller's may be running one, as in a notebook.
+            self._thread = exits.enter_context(ThreadPoolExecutor(1, "qmp"))
+            self._runner = asyncio.Runner()
+            exits.callback(lambda: self._thread.submit(self._runner.close).result())
+            exits.callback(self._hang_up)
+            self._run("qmp_capabilities", lambda: self._client.connect(self._socket))
+            self._exits = exits.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -69,27 +76,9 @@ class Qmp:
     ) -> None:
         self.close()
 
-    @property
-    def pid(self) -> int:
-        """The process that made the socket; 0 when it is in a pid namespace that cannot be seen from here."""
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid: int = struct.unpack("3i", credentials)[0]
-        return pid
-
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run a QMP command and give what it returns. Raises `AttachError` with QEMU's words when it fails."""
-        self._deadline = time.monotonic() + self._timeout
-        request = json.dumps({"execute": command, "arguments": arguments})
-        try:
-            self._socket.sendall(request.encode() + b"\n")
-        except OSError as error:
-            raise GuestGone(f"qmp:{self.path}: QEMU closed the connection; the guest may be gone") from error
-        while True:
-            answer = self._message(f"no answer to {command} in {self._timeout:g} s")
-            if "return" in answer:
-                return answer["return"]
-            if "error" in answer:
-                raise AttachError(f"qmp:{self.path}: {command}: {answer['error'].get('desc', 'failed')}")
+        return self._run(command, lambda: self._client.execute(command, arguments))
 
     def hmp(self, command: str) -> str:
         """Run a command of the human monitor and give its text."""
@@ -97,9 +86,13 @@ class Qmp:
 
     def close(self) -> None:
         """Let the next client have the socket."""
-        self._socket.close()
+        self._exits.close()
 
     def _connect(self) -> None:
+        # Clients that have just left may still fill the queue. The kernel waits for room in it, up to this time
+        # (unix(7), unix_stream_connect in net/unix/af_unix.c); not so for a socket with a time-out of Python's.
+        wait = struct.pack("ll", *divmod(int(self._timeout * 1e6), 10**6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
         try:
             self._socket.connect(self.path)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -108,37 +101,47 @@ class Qmp:
             raise NotRunning(f"qmp:{self.path}: nobody listens there; the QEMU that made it has ended") from error
         except PermissionError as error:
             raise PermissionDenied(f"qmp:{self.path}: permission denied; needs write access to it; try sudo") from error
-        except TimeoutError as error:
-            raise AttachError(f"qmp:{self.path}: QEMU does not accept connections") from error
+        except BlockingIOError as error:
+            raise AttachError(f"qmp:{self.path}: another client holds the socket, and more wait for it") from error
         except OSError as error:
             raise AttachError(f"qmp:{self.path}: {error.strerror or error}") from error
 
-    def _message(self, silence: str) -> dict[str, Any]:
-        """The next message that is no event."""
-        while True:
-            line, newline, rest = self._rest.partition(b"\n")
-            if newline:
-                self._rest = rest
-                try:
-                    message = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise AttachError(f"qmp:{self.path}: what answers there does not speak QMP") from error
-                if isinstance(message, dict) and "event" not in message:
-                    return message
-                continue
-            left = self._deadline - time.monotonic()
-            try:
-                self._socket.settimeout(max(left, 0.001))
-                more = self._socket.recv(1 << 16)
-            except TimeoutError as error:
-                raise AttachError(f"qmp:{self.path}: {silence}") from error
-            except OSError as error:
-                raise GuestGone(f"qmp:{self.path}: {error.strerror or error}") from error
-            if not more:
-                raise GuestGone(f"qmp:{self.path}: QEMU closed the connection; the guest may be gone")
-            self._rest += more
-            if len(self._rest) > _MOST:
-                raise AttachError(f"qmp:{self.path}: an answer of more than {_MOST} bytes")
+    def _run(self, command: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Have the client do `work`, which ends with the answer to `command`, before the time is out."""
+
+        async def timed() -> Any:
+            async with asyncio.timeout(self._timeout):
+                return await work()
+
+        try:
+            return self._thread.submit(lambda: self._runner.run(timed())).result()
+        except TimeoutError as error:
+            silence = f"no answer to {command} in {self._timeout:g} s"
+            if self._client.greeting is None:
+                silence = "there is no greeting; another client holds the socket, or it is not QMP's"
+            raise AttachError(f"qmp:{self.path}: {silence}") from error
+        except self._library.ExecuteError as error:
+            raise AttachError(f"qmp:{self.path}: {command}: {error}") from error
+        except self._library.ConnectError as error:
+            raise self._broken(error.exc) from error
+        except (self._library.ExecInterruptedError, self._library.StateError) as error:
+            raise self._broken(self._hang_up()) from error
+        except self._library.QMPError as error:  # an answer, but neither a result nor an error
+            raise self._broken(error) from error
+
+    def _hang_up(self) -> BaseException | None:
+        """End the session, and give what had broken it before, if anything had."""
+
+        async def end() -> BaseException | None:
+            ended: list[BaseException | None] = await asyncio.gather(self._client.disconnect(), return_exceptions=True)
+            return ended[0]
+
+        return self._thread.submit(lambda: self._runner.run(end())).result()
+
+    def _broken(self, cause: BaseException | None) -> AttachError:
+        if cause is None or isinstance(cause, (EOFError, OSError)):
+            return GuestGone(f"qmp:{self.path}: QEMU closed the connection; the guest may be gone")
+        return AttachError(f"qmp:{self.path}: what answers there does not speak QMP")
 
 
 def open_qmp(path: str, timeout: float = TIMEOUT) -> tuple[QemuMemory, QmpGuest]:
@@ -153,9 +156,33 @@ def open_qmp(path: str, timeout: float = TIMEOUT) -> tuple[QemuMemory, QmpGuest]
         if not pid:
             raise Unsupported(f"qmp:{path}: QEMU runs in another pid namespace; run vmi-inside on its host")
         _check_program(path, pid)
-        guest = QmpGuest(path, qmp.execute("query-name").get("name", ""), qmp.execute("query-status")["status"], pid)
+        name, status = (_member(path, qmp.execute(f"query-{one}"), one) for one in ("name", "status"))
+        guest = QmpGuest(path, name, status, pid)
         memory = open_qemu(pid, hmp=qmp.hmp, name=f"qmp:{path}", monitor_notice=None)
     return memory, guest
+
+
+def _member(path: str, answer: object, name: str) -> str:
+    """A text in an answer, "" when it is left out."""
+    text = answer.get(name, "") if isinstance(answer, dict) else None
+    if not isinstance(text, str):
+        raise AttachError(f"qmp:{path}: the answer to query-{name} is not QEMU's")
+    return text
+
+
+def _peer(connection: socket.socket) -> int:
+    """The pid of the process that made the socket at the other end, as the kernel knows it (unix(7), SO_PEERCRED)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+def _library() -> ModuleType:
+    try:
+        from qemu import qmp
+    except ImportError as error:
+        raise Unsupported("qmp: targets need QEMU's Python package: pip install 'vmi-inside[qmp]'") from error
+    return qmp
 
 
 def _check_program(path: str, pid: int) -> None:

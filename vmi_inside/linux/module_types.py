@@ -1,7 +1,7 @@
 """What loaded modules add to the kernel's own types and symbols: split BTF and their symbol tables.
 
 Knows `struct module`, `struct mod_kallsyms` (include/linux/module.h) and the list `btf_modules` (kernel/bpf/btf.c).
-Parsing BTF is `profile`'s. Modules come and go: nothing is kept beyond the reading that asked.
+Parsing BTF is `profile`'s.
 """
 
 from __future__ import annotations
@@ -38,12 +38,20 @@ class ModuleTypes:
 
 
 def module_types(kernel: Kernel, name: str) -> ModuleTypes | None:
-    """The module of that name, or None when it is not loaded or cannot be read."""
+    """The module of that name, or None when it is not loaded or cannot be read.
+
+    Parsed once for each loading of the module: the kernel gives every BTF that it loads an id of its own.
+    """
     try:
         found = _find(kernel, name)
         if found is None:
             return None
-        return ModuleTypes(name, _types(kernel, found), _symbols(kernel, found))
+        parsed = _parsed(kernel, found)
+        key = (name, int(found.address[0]), *parsed)
+        if key not in kernel.modules:
+            kernel.modules[key] = ModuleTypes(name, _types(kernel, *parsed), _symbols(kernel, found))
+        known: ModuleTypes = kernel.modules[key]
+        return known
     except (ProfileError, MemoryFault):
         return None
 
@@ -56,20 +64,25 @@ def _find(kernel: Kernel, name: str) -> Structs | None:
     return rows.select(np.array(at[:1])) if at else None
 
 
-def _types(kernel: Kernel, module: Structs) -> Btf | None:
-    """The copy that the kernel parsed and keeps: the section that the module came with may be gone by now."""
-    base = kernel.profile.types
+def _parsed(kernel: Kernel, module: Structs) -> tuple[int, int, int]:
+    """The BTF that the kernel parsed and keeps: id, address and size; zeros where there is none.
+
+    The section that the module came with may be gone by now.
+    """
     listed = walk.serial(kernel.space, kernel.symbol("btf_modules"), what="btf_modules", limit=MODULE_LIMIT)
     ctype = kernel.struct("btf_module")
     holders = kernel.structs(ctype, listed.address - np.uint64(ctype.member("list").offset)).fetch("module", "btf")
     mine = np.flatnonzero(holders.pointer("module") == module.address[0])
     if not len(mine):
+        return 0, 0, 0
+    held = holders.select(mine[:1]).follow("btf").fetch("id", "data", "data_size")
+    return int(held.unsigned("id")[0]), int(held.pointer("data")[0]), int(held.unsigned("data_size")[0])
+
+
+def _types(kernel: Kernel, _: int, address: int, size: int) -> Btf | None:
+    if not address or not 0 < size <= BTF_LIMIT:
         return None
-    parsed = holders.select(mine[:1]).follow("btf").fetch("data", "data_size")
-    size = int(parsed.unsigned("data_size")[0])
-    if not 0 < size <= BTF_LIMIT:
-        return None
-    return Btf(kernel.space.read(int(parsed.pointer("data")[0]), size), base=base)
+    return Btf(kernel.space.read(address, size), base=kernel.profile.types)
 
 
 def _symbols(kernel: Kernel, module: Structs) -> dict[str, int]:

@@ -62,7 +62,7 @@ class Btf:
         self.blob: U8 = np.frombuffer(blob, np.uint8) if not isinstance(blob, np.ndarray) else blob
         self.base = base
         self.raw = self.blob.data
-        (types_at, types_size), (strings_at, strings_size), layout = _sections(self.blob)
+        (types_at, types_size), (strings_at, strings_size), layout = _sections(self.blob, base is not None)
         self._types = self.raw[types_at : types_at + types_size]
         self._strings = self.raw[strings_at : strings_at + strings_size]
         self._first_id: int = base.end_id if base else 1
@@ -172,6 +172,8 @@ class Btf:
 
     def type(self, one: int) -> CType:
         """The type of that id, typedefs and qualifiers removed. 0 is void. Raises `WrongProfile`."""
+        if one < self._first_id and self.base:
+            return self.base.type(one)
         found = self._known.get(one)
         if found is None:
             found = self._known[one] = self._make(one)
@@ -373,7 +375,7 @@ def size(header: bytes | memoryview) -> int | None:
     return total if strings_size and total <= _SIZE_LIMIT else None
 
 
-def _sections(blob: U8) -> tuple[tuple[int, int], tuple[int, int], bytes]:
+def _sections(blob: U8, split: bool) -> tuple[tuple[int, int], tuple[int, int], bytes]:
     """Where the types and the strings lie, each an offset and a size, and the layout of the kinds, if there is one."""
     header = blob[:32].tobytes()
     if size(header) is None:
@@ -385,7 +387,8 @@ def _sections(blob: U8) -> tuple[tuple[int, int], tuple[int, int], bytes]:
         layout = blob[length + at : length + at + min(much, 4 * _KINDS)].tobytes()
     if length + strings_at + strings_size > len(blob):
         raise WrongProfile(f"the type information (BTF) is cut off: {len(blob)} bytes of it are there")
-    if blob[length + strings_at] or blob[length + strings_at + strings_size - 1]:
+    # The first string is the empty one; a module's go on behind its base's, and need not have another.
+    if (blob[length + strings_at] and not split) or blob[length + strings_at + strings_size - 1]:
         raise WrongProfile("the type information (BTF) is damaged: its strings do not begin and end with NUL")
     return (length + types_at, types_size), (length + strings_at, strings_size), layout
 

@@ -98,6 +98,9 @@ class CType:
         return any(self._find(path) is not None for path in paths)
 
     def _find(self, path: str) -> Member | None:
+        plain = self.members.get(path)
+        if plain is not None:
+            return plain
         here: CType = self
         offset = 0
         last: Member | None = None

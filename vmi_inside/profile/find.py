@@ -29,7 +29,7 @@ _NEAR: Final = 64 << 20
 _START: Final = b"Linux version "
 _BANNER: Final = re.compile(rb"Linux version (\S{1,64}) \([^\n\0]{1,960}\n\0")
 BANNER_LIMIT: Final = 1040  # bytes that a banner takes at the most
-_BATCH: Final = 1024  # slots read at a time: 4 MiB
+_BATCH: Final = 512  # slots looked at in one gather: a GiB of RAM
 _CHUNK: Final = 4 << 20
 
 
@@ -60,10 +60,10 @@ def near(memory: PhysicalMemory, hint: int) -> Iterator[Banner]:
 
 def everywhere(memory: PhysicalMemory) -> Iterator[Banner]:
     """Banners at the start of every 2 MiB slot of RAM, ascending: one page in 512 is read."""
-    for run in memory.runs:
-        for start in range(align_up(run.start, SLOT), run.end, _BATCH * SLOT):
-            end = min(start + _BATCH * SLOT, run.end)
-            yield from _slots(memory, np.arange(start, end, SLOT, dtype=np.uint64))
+    starts = [np.arange(align_up(run.start, SLOT), run.end, SLOT, dtype=np.uint64) for run in memory.runs]
+    slots = np.concatenate(starts) if starts else np.zeros(0, np.uint64)  # dumps may have many short runs
+    for at in range(0, len(slots), _BATCH):
+        yield from _slots(memory, slots[at : at + _BATCH])
 
 
 def _slots(memory: PhysicalMemory, pa: U64) -> Iterator[Banner]:
@@ -75,6 +75,20 @@ def _slots(memory: PhysicalMemory, pa: U64) -> Iterator[Banner]:
         row = at // PAGE_SIZE
         yield from match(text[at : min(at + BANNER_LIMIT, (row + 1) * PAGE_SIZE)], int(pa[row]) + at % PAGE_SIZE)
         at = text.find(_START, at + 1)
+
+
+def region(memory: PhysicalMemory, pa: int, size: int) -> bytes | memoryview | None:
+    """`size` bytes from the page-aligned `pa` on, zeros where pages are missing; None where all of them are.
+
+    Less than `size` at the end of RAM. Dumps leave pages out.
+    """
+    size = min(size, max((run.end for run in memory.runs), default=0) - pa)
+    whole = memory.read(pa, size) if size > 0 else None
+    if whole is not None or size <= 0:
+        return whole
+    rows = np.empty((align_up(size, PAGE_SIZE) // PAGE_SIZE, PAGE_SIZE), np.uint8)
+    there = memory.gather(np.arange(pa, pa + size, PAGE_SIZE, dtype=np.uint64), rows)
+    return rows.reshape(-1)[:size].data if there.any() else None
 
 
 def scan(memory: PhysicalMemory, *needles: bytes) -> Iterator[tuple[int, bytes]]:

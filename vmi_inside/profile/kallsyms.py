@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmi_inside.memory import PhysicalMemory
+from vmi_inside.profile.find import region
 from vmi_inside.profile.names import ROOM
 from vmi_inside.profile.symbols import ORIGIN, Symbols
-from vmi_inside.types import I64, U8, U32, align_up
+from vmi_inside.types import I64, PAGE_SIZE, U8, U32, align_down, align_up
 
 #: In the token table the digits stand for themselves: no other table in the kernel has this run.
 _DIGITS: Final = b"".join(b"%d\0" % digit for digit in range(10))
@@ -40,6 +41,7 @@ _CHUNK: Final = 4 << 20
 _BEFORE: Final = 16 << 20
 _BEHIND: Final = 6 << 20
 _REACH: Final = 96 << 20
+_KERNEL_HALF: Final = 0xFFFF_8000_0000_0000
 _EXPAND: Final = 1 << 16  # tokens expanded at a time: bounds the temporary memory, stays in the processor's cache
 
 
@@ -60,30 +62,23 @@ class Kallsyms:
 def find(memory: PhysicalMemory, start: int, reach: int = _REACH) -> Iterator[Kallsyms]:
     """Symbol tables that decode, in the `reach` bytes of guest RAM from the physical address `start` on.
 
-    `start` is page-aligned, somewhere in or before the kernel's .rodata. Holes in RAM end the search.
+    `start` is page-aligned, somewhere in or before the kernel's .rodata.
     """
-    end = next((run.end for run in memory.runs if run.start <= start < run.end), start)
-    end = min(end, start + reach)
-    at = start
-    while at < end:
-        size = min(_CHUNK, end - at)
+    for at in range(start, min(start + reach, max((run.end for run in memory.runs), default=0)), _CHUNK):
         # The overlap is a whole digit run, so that none is cut in two.
-        raw = memory.read(at, min(size + len(_DIGITS), end - at))
+        raw = region(memory, at, _CHUNK + len(_DIGITS))
         if raw is None:
-            return
-        found = bytes(raw)
+            return  # the end of RAM
+        text = bytes(raw)
         del raw
-        here = found.find(_DIGITS)
+        here = text.find(_DIGITS)
         while here >= 0:
-            low = max(start, at + here - _BEFORE) & ~7
-            high = min(end, at + here + _BEHIND)
-            window = memory.read(low, high - low)
-            if window is not None:
-                table = parse(np.frombuffer(window, np.uint8), at + here - low)
-                if table is not None:
-                    yield replace(table, offsets=table.offsets + low)
-            here = found.find(_DIGITS, here + 1)
-        at += size
+            low = max(start, align_down(at + here - _BEFORE, PAGE_SIZE))
+            window = region(memory, low, at + here + _BEHIND - low)
+            table = parse(np.frombuffer(window, np.uint8), at + here - low) if window is not None else None
+            if table is not None:
+                yield replace(table, offsets=table.offsets + low)
+            here = text.find(_DIGITS, here + 1)
 
 
 def parse(image: U8, digits: int) -> Kallsyms | None:
@@ -139,7 +134,7 @@ def _tokens(image: U8, digits: int) -> tuple[int, int, I64] | None:
         if index is not None and index[0] == 0 and (np.diff(index) > 0).all() and index[48] <= digits:
             table_at = digits - int(index[48])
             # The end of each token is where the index says that the next one starts.
-            if (image[table_at + index[1:] - 1] == 0).all() and (index[49:] - index[48] == ends[:-1] + 1).all():
+            if (index[49:] - index[48] == ends[:-1] + 1).all() and (image[table_at + index[1:] - 1] == 0).all():
                 return table_at, at, np.append(index, digits + size - table_at)
     return None
 
@@ -151,7 +146,7 @@ def _markers(image: U8, table_at: int) -> Iterator[tuple[int, I64]]:
         words = image[low:table_at].view("<u4").astype(np.int64)
         step = np.diff(words)
         good = (step >= 2 * _BLOCK) & (step < _BLOCK * 256)
-        # A zero from which at least two markers ascend, or one alone, right before the table.
+        # A zero from which at least three ascend: real kernels have hundreds.
         broken = np.flatnonzero(~good)
         for start in np.flatnonzero((words[:-1] == 0) & good)[::-1].tolist():
             after = int(np.searchsorted(broken, start))
@@ -227,22 +222,23 @@ def _walk(data: U8, markers: I64, count: int) -> tuple[U32, NDArray[np.bool_], i
 def _values(image: U8, names: _Names, behind: int) -> _Values | None:
     """The symbols' values, from the offsets before the names or behind the token index."""
     count = len(names.starts)
-    for at in dict.fromkeys((align_up(behind, 4), align_up(behind, 8))):
+    size = 4 * count
+    late = tuple(dict.fromkeys((align_up(behind, 4), align_up(behind, 8))))
+    places = [(at, base) for at in late for base in (align_up(at + size, 8), at + size)]
+    for base in (names.count_at - 8, names.count_at - 12, names.count_at - 16):
+        places += [(base - align_up(size, 8), base), (base - size, base)]
+    for at, base in dict.fromkeys(places):
         raw = _numbers(image, at, count, "<i4")
-        if raw is None:
-            continue
-        found = _based(image, at, raw, (align_up(at + 4 * count, 8), at + 4 * count))
+        found = _based(image, at, raw, base) if raw is not None else None
         if found is not None:
             return found
-        placed = raw + 4 * np.arange(count)
-        if (np.diff(placed) >= 0).all():
-            return _Values(at, placed, 0, None)
-    for base in (names.count_at - 8, names.count_at - 12, names.count_at - 16):
-        for at in dict.fromkeys((base - align_up(4 * count, 8), base - 4 * count)):
-            raw = _numbers(image, at, count, "<i4")
-            found = _based(image, at, raw, (base,)) if raw is not None else None
-            if found is not None:
-                return found
+    # Without a base there is less to check, so this comes last: zeros would ascend too.
+    for at in late:
+        raw = _numbers(image, at, count, "<i4")
+        if raw is not None and raw.any():
+            placed = raw + 4 * np.arange(count)
+            if (np.diff(placed) >= 0).all():
+                return _Values(at, placed, 0, None)
     return None
 
 
@@ -252,21 +248,20 @@ def _numbers(image: U8, at: int, count: int, dtype: str) -> I64 | None:
     return raw.view(dtype).astype(np.int64) if at >= 0 and len(raw) == count * np.dtype(dtype).itemsize else None
 
 
-def _based(image: U8, at: int, raw: I64, places: tuple[int, ...]) -> _Values | None:
-    """Offsets that count from an address standing at one of `places`, or None where they do not ascend."""
-    for place in places:
-        base = int.from_bytes(image[place : place + 8].tobytes(), "little")
-        if base < 0xFFFF_8000_0000_0000 or base & 0xFFF:
-            continue
-        negative = raw < 0
-        fixed = int(np.argmax(negative)) if negative.any() else len(raw)
-        if fixed < len(raw) // 2 and negative[fixed:].all():
-            values = np.concatenate((raw[:fixed], -1 - raw[fixed:]))
-        else:
-            values, fixed = raw & 0xFFFF_FFFF, 0
-        if (np.diff(values[:fixed]) >= 0).all() and (np.diff(values[fixed:]) >= 0).all():
-            return _Values(at, values, fixed, base)
-    return None
+def _based(image: U8, at: int, raw: I64, base_at: int) -> _Values | None:
+    """Offsets that count from the address standing at `base_at`, or None where they do not ascend."""
+    base = int.from_bytes(image[max(base_at, 0) : base_at + 8].tobytes(), "little")
+    if base < _KERNEL_HALF or base % PAGE_SIZE:
+        return None
+    negative = raw < 0
+    fixed = int(np.argmax(negative)) if negative.any() else len(raw)
+    if fixed < len(raw) // 2 and negative[fixed:].all():
+        values = np.concatenate((raw[:fixed], -1 - raw[fixed:]))
+    else:
+        values, fixed = raw & 0xFFFF_FFFF, 0
+    if (np.diff(values[:fixed]) < 0).any() or (np.diff(values[fixed:]) < 0).any():
+        return None
+    return _Values(at, values, fixed, base)
 
 
 def _decode(image: U8, table: U8, index: I64, names: _Names, values: _Values) -> Kallsyms | None:

@@ -92,6 +92,7 @@ class _Search:
         self.cache = cache
         self.warnings: list[str] = []
         self.reasons: list[str] = []
+        self.decoded: dict[bytes, list[Build]] = {}
         self.tried: set[int] = set()
         self.seen = 0
 
@@ -113,13 +114,20 @@ class _Search:
 
     def _remembered(self, banner: Banner) -> Learned | None:
         """The kernel with this banner, by a profile that was kept: nothing is decoded."""
-        for entry in self.cache.entries(banner.text) if self.cache else ():
+        for build in self._builds(banner):
             try:
-                build = Build.from_parts(entry.meta, entry.arrays)
                 return _believe(self.memory, build, banner.pa - build.anchor, known=True)
             except (WrongProfile, _Doubt):
-                continue  # another build with the same banner; a damaged one is replaced
+                continue  # another build with the same banner
         return None
+
+    def _builds(self, banner: Banner) -> Iterator[Build]:
+        yield from self.decoded.get(banner.text, ())  # what a reboot left behind is mostly the same build
+        for entry in self.cache.entries(banner.text) if self.cache else ():
+            try:
+                yield Build.from_parts(entry.meta, entry.arrays)
+            except WrongProfile:
+                continue  # will be replaced
 
     def _decoded(self, banner: Banner) -> Learned | None:
         """The kernel with this banner, decoded from its image and kept."""
@@ -138,6 +146,8 @@ class _Search:
             except (WrongProfile, _Doubt) as doubt:
                 reason = str(doubt)
                 continue
+            if build.build_id:
+                self.decoded.setdefault(banner.text, []).append(build)
             if self.cache and build.build_id:
                 self.cache.save(banner.text, build.build_id, build.meta(), build.arrays())
             return learned
@@ -219,7 +229,7 @@ def _origin(memory: PhysicalMemory, root: int, levels: int, text: int) -> int | 
 
 
 def _types(memory: PhysicalMemory, symbols: Symbols, text: int) -> btf.Btf:
-    """The kernel's BTF, where its symbols say, or else wherever in the image a whole one lies."""
+    """The kernel's BTF, which lies where its symbols say: a kernel that has one names its ends."""
     start, stop = symbols.find("__start_BTF"), symbols.find("__stop_BTF")
     if start is not None and stop is not None:
         at, end = int(symbols.values[start]), int(symbols.values[stop])

@@ -95,17 +95,19 @@ class Symbols:
         raw = name.encode("latin-1", "replace")
         found = []
         for row in self.index.candidates(raw):
+            if row >= len(self.values):
+                raise WrongProfile("the index of symbols is damaged")
             start, end = int(self.starts[row]) + 1, int(self.starts[row + 1]) - 1
             if end - start == len(raw) and self._buffer[start:end] == raw:
                 found.append(row)
         return found
 
     def find(self, name: str) -> int | None:
-        """The symbol of that name, or None: of several, a global one before local ones, one that moves first."""
+        """The symbol of that name, or None: of several one that moves, and of these a global one."""
         rows = self.rows(name)
         if len(rows) < 2:
             return rows[0] if rows else None
-        return min(rows, key=lambda row: (not self._label(row)[:1].isupper(), row < self.fixed, row))
+        return min(rows, key=lambda row: (row < self.fixed, not self._label(row)[:1].isupper(), row))
 
     def at(self, value: int) -> tuple[int, int] | None:
         """The symbol that moves at or last before `value` (relative to `_text`), and how far `value` is behind it.

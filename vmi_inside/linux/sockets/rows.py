@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vmi_inside import walk
 from vmi_inside.kernel import Kernel
@@ -93,24 +94,18 @@ class SocketRows:
 
     def family_names(self) -> Text:
         """Address families by name, by number where they have none here."""
-        return text(FAMILIES.get(value, str(value)) for value in self.family.tolist())
+        return _named(self.family, FAMILIES)
 
     def type_names(self) -> Text:
         """Socket types; a connection's remains are a stream's."""
-        kinds = np.where(self.whole, self.kind, 1)
-        return text(TYPES.get(value, str(value)) for value in kinds.tolist())
+        return _named(np.where(self.whole, self.kind, 1), TYPES)
 
     def protocols(self) -> Text:
         """`tcp`, `udp`, `raw`, `icmp` ... of internet sockets, the family's name of others."""
-        out = []
-        for family, kind, number in zip(self.family.tolist(), self.kind.tolist(), self.number.tolist(), strict=True):
-            if family not in (INET, INET6):
-                out.append(FAMILIES.get(family, str(family)))
-            elif kind == _RAW_TYPE:
-                out.append("raw")
-            else:
-                out.append(PROTOCOLS.get(number, str(number)))
-        return text(out)
+        internet = (self.family == INET) | (self.family == INET6)
+        out = np.where(internet, _named(self.number, PROTOCOLS), self.family_names())
+        out[internet & self.whole & (self.kind == _RAW_TYPE)] = "raw"
+        return out
 
     def states(self) -> Text:
         """As the kernel names them; a socket without a connection is UNCONN, if it is not TCP's."""
@@ -128,14 +123,12 @@ class SocketRows:
     def addresses(self, side: str) -> Text:
         """`local` or `remote` addresses; mapped IPv4 is written `::ffff:1.2.3.4`."""
         four, six = ("skc_rcv_saddr", "skc_v6_rcv_saddr") if side == "local" else ("skc_daddr", "skc_v6_daddr")
-        out: list[str] = [""] * len(self.address)
-        v4 = self.common.unsigned(four).astype("<u4")
-        for row in np.flatnonzero(self.inet & (self.family == INET)).tolist():
-            out[row] = socket.inet_ntop(socket.AF_INET, v4[row].tobytes())
+        out = np.full(len(self.address), "", dtype=object)
+        rows = np.flatnonzero(self.inet & (self.family == INET))
+        out[rows] = _printed(socket.AF_INET, self.common.unsigned(four)[rows].astype("<u4").view("V4"))
         if six in self.common.type.members:
-            v6 = self.common[six].view(np.uint8)
-            for row in np.flatnonzero(self.inet & (self.family == INET6)).tolist():
-                out[row] = socket.inet_ntop(socket.AF_INET6, v6[row].tobytes())
+            rows = np.flatnonzero(self.inet & (self.family == INET6))
+            out[rows] = _printed(socket.AF_INET6, np.ascontiguousarray(self.common[six][rows]).view("V16")[:, 0])
         if side == "local":
             for row, protocol in zip(self._netlink[0].tolist(), self.number[self._netlink[0]].tolist(), strict=True):
                 out[row] = NETLINK_PROTOCOLS.get(protocol, str(protocol))
@@ -144,7 +137,7 @@ class SocketRows:
         cid = self._vsock[1 if side == "local" else 3]
         for row, value in zip(self._vsock[0].tolist(), cid.tolist(), strict=True):
             out[row] = "*" if value == 0xFFFFFFFF else str(value)
-        return text(out)
+        return out
 
     def ports(self, side: str) -> I64:
         """Ports of internet and vsock sockets; a netlink socket's port id; a packet socket's protocol."""
@@ -305,6 +298,19 @@ class SocketRows:
         """A column of `OpenSockets` by name, of those that a socket itself tells."""
         made: Column = _COLUMNS[name](self)
         return made
+
+
+def _named(codes: I64, names: dict[int, str]) -> Text:
+    """Names of codes; the number itself where it has none."""
+    known = {code: names.get(code, str(code)) for code in set(codes.tolist())}
+    return text(known[code] for code in codes.tolist())
+
+
+def _printed(family: int, raw: NDArray[np.void]) -> Text:
+    """Addresses as text; each distinct one is printed once."""
+    cells = raw.tolist()
+    known = {cell: socket.inet_ntop(family, cell) for cell in set(cells)}
+    return text(known[cell] for cell in cells)
 
 
 def _distance(rows: Structs, ahead: str, behind: str) -> I64:

@@ -15,6 +15,7 @@ from vmi_inside.linux.module_types import module_types
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.types import U64
 
+_FAMILY = 40  # AF_VSOCK; net_families (net/socket.c) holds what serves it
 _BUCKETS = 251  # VSOCK_HASH_SIZE; the bound table has one more, for sockets that are not bound yet
 _TABLES = (("vsock_bind_table", _BUCKETS + 1, "bound_table"), ("vsock_connected_table", _BUCKETS, "connected_table"))
 
@@ -24,6 +25,9 @@ def vsock_sockets(kernel: Kernel) -> tuple[U64, CType | None, tuple[str, ...]]:
 
     Without the module there are no such sockets, and no type.
     """
+    families = kernel.profile.find_symbol("net_families")
+    if families is not None and not kernel.space.read_u64(families + 8 * _FAMILY):
+        return np.empty(0, dtype=np.uint64), None, ()
     ctype = kernel.find_struct("vsock_sock")
     symbols = {name: kernel.profile.find_symbol(name) for name, _, _ in _TABLES}
     if ctype is None:

@@ -1,0 +1,38 @@
+# make demo   boots a small guest under a private libvirt daemon, looks into it, takes it down
+# make test   all tests, those that boot real guests too; make fast leaves these out
+# make lint   ruff and mypy
+# Each sets up what it needs on a Debian-like machine, as root or with sudo: see tests/lab/setup.sh.
+
+VENV := .venv
+PYTEST_ARGS ?=
+# Reading a QEMU process, and a libvirt daemon of one's own, are root's.
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo -E)
+
+.PHONY: demo test fast lint system setup clean
+
+demo: setup
+	$(AS_ROOT) $(VENV)/bin/python -m tests.lab demo
+
+test: setup
+	$(AS_ROOT) $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+fast: setup
+	$(VENV)/bin/python -m pytest --no-lab $(PYTEST_ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy --strict vmi_inside
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml setup.cfg tests/lab/python.sh | system
+	"$$(tests/lab/python.sh)" -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	touch $@
+
+system:
+	tests/lab/setup.sh
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What it costs: figures of whole commands and of single tables, taken side by side in one run."""

@@ -1,0 +1,124 @@
+"""Fixtures that give tests real guests, booted when first asked for and shared.
+
+A test that uses one of them is marked `lab`; `--no-lab` leaves such tests out. Where something that the lab needs is
+missing they are skipped, and say why; with CI set they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from tests.lab import missing_prerequisites
+from tests.lab.guest import LabGuest, Shape
+
+if TYPE_CHECKING:
+    from tests.lab.libvirt import Daemon
+
+Boot = Callable[..., LabGuest]
+"""Gives a guest of the shape that the keyword arguments tell; see `tests.lab.guest.Shape`."""
+
+_FIXTURES: Final = {"lab", "lab_guest", "lab_boot", "lab_fresh", "lab_qemu"}
+_MOST_VARIANTS: Final = 2  # guests kept running beside the shared one: they share few processors
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-lab", action="store_true", help="leave out the tests that need a guest in QEMU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a cancelled run takes its guests down too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if _FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("lab")
+    left_out = [item for item in items if config.getoption("--no-lab") and item.get_closest_marker("lab")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    # the fast tests first: what they find need not wait for a guest to boot
+    items[:] = sorted((item for item in items if item not in left_out), key=lambda i: bool(i.get_closest_marker("lab")))
+
+
+@pytest.fixture(scope="session")
+def _prerequisites() -> None:
+    missing = missing_prerequisites()
+    if missing and os.environ.get("CI"):
+        pytest.fail(f"the lab cannot run here: {missing}")
+    if missing:
+        pytest.skip(f"the lab cannot run here: {missing}")
+
+
+@pytest.fixture(scope="session")
+def lab(_prerequisites: None) -> Iterator[Daemon]:
+    """A private libvirt daemon; `lab.boot(Shape(...))` boots a guest in it, which ends with the session."""
+    from tests.lab.libvirt import Daemon
+
+    daemon = Daemon.start()
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+@pytest.fixture(scope="session")
+def lab_boot(lab: Daemon) -> Boot:
+    """Boots guests of any shape, or gives the one that runs already. Tests leave them as they were.
+
+    Few are kept: a guest not asked for lately may be gone, so ask in each test.
+    """
+    running: dict[Shape, LabGuest] = {}
+
+    def boot(**shape: Any) -> LabGuest:
+        wanted = Shape(**shape)
+        guest = running.pop(wanted, None)
+        if guest is None:
+            variants = [old for old in running if old != Shape()]
+            if len(variants) >= _MOST_VARIANTS and wanted != Shape():
+                running.pop(variants[0]).destroy()
+            guest = lab.boot(wanted)
+        running[wanted] = guest
+        return guest
+
+    return boot
+
+
+@pytest.fixture(scope="session")
+def lab_guest(lab_boot: Boot) -> LabGuest:
+    """The guest that most tests share: 6.1 cloud kernel, 256 MiB, 2 vCPUs, five-level paging, anonymous RAM."""
+    return lab_boot()
+
+
+@pytest.fixture
+def lab_fresh(lab: Daemon) -> Iterator[Boot]:
+    """Boots guests for one test alone, which may stop, reboot or destroy them."""
+    with ExitStack() as stack:
+
+        def boot(**shape: Any) -> LabGuest:
+            guest = lab.boot(Shape(**shape))
+            stack.callback(guest.destroy)
+            return guest
+
+        yield boot
+
+
+@pytest.fixture
+def lab_qemu(_prerequisites: None) -> Iterator[Boot]:
+    """Boots guests in a QEMU without libvirt, for one test."""
+    from tests.lab import qemu
+
+    with ExitStack() as stack:
+
+        def boot(**shape: Any) -> LabGuest:
+            guest = qemu.boot(Shape(**shape))
+            stack.callback(guest.destroy)
+            return guest
+
+        yield boot

@@ -1,0 +1,103 @@
+"""The rooms of the house: which module may know which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vmi_inside
+
+ROOT = Path(vmi_inside.__file__).parent
+#: Floors from the ground up; rooms of one floor do not know each other, but for what `BESIDE` says.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "types"),
+    ("memory", "arch"),
+    ("drivers", "space"),
+    ("profile",),
+    ("structs", "ragged", "walk", "table", "kernel"),
+    ("linux", "windows", "control"),
+    ("domains",),
+    ("guest",),
+    ("bridges",),
+    ("cli",),
+)
+#: The third floor is one room: kernel uses structs, and walk uses ragged.
+BESIDE = {"structs", "ragged", "walk", "kernel"}
+#: What a room may not know although it lies below.
+BLIND = {
+    "linux": {"drivers"}, "windows": {"drivers"}, "control": {"drivers"},
+    "profile": {"drivers"}, "drivers": {"arch"},
+    "domains": {"linux", "windows", "control", "kernel", "profile", "space", "structs", "walk", "ragged",
+                "arch", "table"},
+}  # fmt: skip
+#: Each of these has one home.
+HOMES = {
+    "libvirt": "domains", "libvirt_qemu": "domains", "click": "cli", "rich": "cli", "pyarrow": "table",
+    "polars": "table", "volatility3": "bridges", "drgn": "bridges",
+}  # fmt: skip
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports anywhere, in functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.update(f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module":
+            found.update(arg.value for arg in node.args if isinstance(arg, ast.Constant))
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_knows_only_what_lies_below(path: Path) -> None:
+    room = room_of(path)
+    assert room in FLOOR, f"{room} has no floor"
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] in HOMES:
+            assert room == HOMES[parts[0]], f"{room} imports {parts[0]}, whose home is {HOMES[parts[0]]}"
+        if parts[0] != "vmi_inside" or parts[1] == room or parts[1].startswith("__"):
+            continue
+        other = parts[1]
+        if other not in FLOOR:
+            assert room in ("cli", "guest"), f"{room} imports {name} from the whole"
+            continue
+        assert other not in BLIND.get(room, set()), f"{room} must not know {other}"
+        assert FLOOR[other] < FLOOR[room] or {room, other} <= BESIDE, f"{room} imports {other} from above or beside"
+
+
+def test_there_are_rooms() -> None:
+    assert {"errors", "space", "linux", "drivers", "profile"} <= {room_of(path) for path in modules()}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(' '.join(sorted(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    return set(result.stdout.split())
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    heavy = {"numpy", "libvirt", "click", "rich", "pyarrow", "polars", "platformdirs"}
+    assert not heavy & loaded_by("import vmi_inside")
+
+
+def test_attach_needs_numpy_alone() -> None:
+    loaded = loaded_by("from vmi_inside import attach")
+    assert "numpy" in loaded
+    assert not {"libvirt", "click", "rich", "pyarrow", "polars"} & loaded

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.synthetic import CountingMemory, PageTables, Ram
+from vmi_inside import ragged
+from vmi_inside.arch.paging import BY_LEVELS
+from vmi_inside.errors import NoMemory, PageFault
+from vmi_inside.space import AddressSpace
+from vmi_inside.types import U64
+
+RUNS = ((0, 1 << 19), (1 << 32, 1 << 19))
+SIZES = {1: 1 << 12, 2: 1 << 21, 3: 1 << 30}
+#: Corners from which random pages are taken, so that they come to lie side by side.
+BASES = (0, 0x5555_0000_0000, 0x7FFF_FFFF_0000, 0xFFFF_8880_0000_0000, 0xFFFF_FFFF_8000_0000, 0xFFFF_FFFF_FFE0_0000)
+
+
+class World:
+    """Random tables of both kinds of leaf, with lies among them, and the space that reads them."""
+
+    def __init__(self, seed: int, levels: int) -> None:
+        rnd = random.Random(seed)
+        self.ram = Ram(*RUNS, seed=seed)
+        for array in self.ram.arrays:
+            array[:] = np.frombuffer(rnd.randbytes(len(array)), np.uint8)
+            array[: 1 << 18] = 0  # half of it is fit for tables
+        self.ram._blocks = [at for at in self.ram._blocks if at & 0x7FFFF < 1 << 18]
+        self.tables = [PageTables(self.ram, levels) for _ in range(2)]
+        self.corners = [
+            *BASES,
+            1 << 46,
+            1 << 47,
+            -(1 << 47) - 4096 & (1 << 64) - 1,
+            -(1 << 56) & (1 << 64) - 1,
+            1 << 56,
+        ]
+        if levels == 5:
+            self.corners += [0x00AB_CDEF_1234_5000]
+        self.pages: list[int] = []
+        for _ in range(rnd.randint(1, 25)):
+            tables, level = rnd.choice(self.tables), rnd.choice((1, 1, 1, 2, 3))
+            va = rnd.choice(self.corners) + rnd.randrange(6) * SIZES[level]
+            va = va & (1 << 64) - 1 & -SIZES[level]
+            lie = rnd.random()
+            frame = rnd.choice(RUNS)[0] + rnd.randrange(1 << 19) & ~4095
+            if lie < 0.7:
+                tables.map(va, frame & -SIZES[level] if rnd.random() < 0.8 else frame, level)
+            elif lie < 0.8:
+                tables.put(va, rnd.randint(1, levels), rnd.getrandbits(64))
+            elif lie < 0.9:
+                tables.put(va, rnd.randint(1, levels), tables.root | 1)  # a table that is its own
+            else:
+                tables.put(va, rnd.randint(1, levels), 0xDEAD_BEEF_F000 | 1)  # where there is no RAM
+            self.pages.append(va)
+        self.memory = CountingMemory(self.ram.memory)
+        self.space = AddressSpace(self.memory, BY_LEVELS[levels], self.tables[0].root)
+        self.other = self.space.with_root(self.tables[1].root)
+
+    def addresses(self, rnd: random.Random, count: int) -> U64:
+        near = [page + rnd.choice((-1, 0, 1, rnd.randrange(1 << rnd.choice((12, 21, 30))))) for page in self.pages]
+        near += [rnd.getrandbits(64) for _ in range(3)] + [c + rnd.randrange(-2, 3) * 4096 for c in self.corners]
+        return np.array([rnd.choice(near) & (1 << 64) - 1 for _ in range(count)], dtype=np.uint64)
+
+
+def one(space: AddressSpace, va: int) -> int | None:
+    try:
+        return space.translate_one(va)
+    except PageFault:
+        return None
+
+
+def byte(space: AddressSpace, va: int) -> int | None:
+    try:
+        return space.read(va & (1 << 64) - 1, 1)[0]
+    except (PageFault, NoMemory):
+        return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 32), st.sampled_from((4, 5)))
+def test_batch_and_integer_walks_agree(seed: int, levels: int) -> None:
+    world = World(seed, levels)
+    rnd = random.Random(seed)
+    va = world.addresses(rnd, 60)
+    expected = [one(world.space, address) for address in va.tolist()]
+
+    def check(pa: U64, ok: np.ndarray) -> None:
+        assert [a if fine else None for a, fine in zip(pa.tolist(), ok.tolist(), strict=True)] == expected
+        assert not pa[~ok].any()
+
+    check(*world.space.translate(va))
+    with world.space.operation():  # remembered translations say the same as fresh ones
+        world.space.translate(va[:20])
+        world.space.translate(world.addresses(rnd, 30))
+        check(*world.space.translate(va))
+        check(*world.space.translate(va))
+    mine = np.array([rnd.random() < 0.5 for _ in va])
+    roots = np.where(mine, np.uint64(world.space.root), np.uint64(world.other.root))
+    expected = [one(world.space if own else world.other, a) for own, a in zip(mine.tolist(), va.tolist(), strict=True)]
+    check(*world.space.translate(va, roots))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1 << 32), st.sampled_from((4, 5)), st.sampled_from((1, 2, 8, 64, 576, 4096, 4097, 9000)))
+def test_gather_equals_reading_byte_by_byte(seed: int, levels: int, width: int) -> None:
+    world = World(seed, levels)
+    rnd = random.Random(seed)
+    va = world.addresses(rnd, 3 if width > 1000 else 12)
+    mine = np.array([rnd.random() < 0.5 for _ in va])
+    roots = np.where(mine, np.uint64(world.space.root), np.uint64(world.other.root))
+    for given_roots in (None, roots):
+        rows, ok = world.space.gather(va, width, given_roots)
+        assert rows.shape == (len(va), width)
+        for row, fine, address, own in zip(rows, ok.tolist(), va.tolist(), mine.tolist(), strict=True):
+            space = world.space if given_roots is None or own else world.other
+            cells = [byte(space, address + at) for at in range(width)]
+            if None in cells:
+                assert not fine
+                assert not row.any(), "an unreadable row is zero"
+            else:
+                assert fine
+                assert row.tolist() == cells
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1 << 32), st.lists(st.integers(0, 9000), min_size=1, max_size=8))
+def test_ragged_equals_reading_one_by_one(seed: int, sizes: list[int]) -> None:
+    world = World(seed, 4)
+    va = world.addresses(random.Random(seed), len(sizes))
+    va &= np.uint64(~7 & (1 << 64) - 1)
+    got = ragged.gather(world.space, va, np.array(sizes, dtype=np.int64))
+    for index, (address, size) in enumerate(zip(va.tolist(), sizes, strict=True)):
+        try:
+            whole = world.space.read(address, size)
+        except (PageFault, NoMemory):
+            assert not got.ok[index]
+        else:
+            # Neighbouring bytes come along; they are in the same page, and cannot make the row fail.
+            assert got.ok[index]
+            assert got.row(index) == got.rows()[index] == whole
+
+
+def linear(
+    ram: Ram, pages: int, levels: int = 4, missing: tuple[int, ...] = ()
+) -> tuple[AddressSpace, CountingMemory, int]:
+    tables, base = PageTables(ram, levels), 0xFFFF_C900_0000_0000
+    for index in range(pages):
+        if index not in missing:
+            frame = ram.frames()
+            ram.write(frame, bytes([index % 251 + 1]) * 4096)
+            tables.map(base + 4096 * index, frame)
+    memory = CountingMemory(ram.memory)
+    return AddressSpace(memory, BY_LEVELS[levels], tables.root), memory, base
+
+
+def test_a_row_across_two_scattered_pages() -> None:
+    space, _, base = linear(Ram(*RUNS), 4, missing=(3,))
+    rows, ok = space.gather(np.array([base + 4090, base + 100, base + 3 * 4096 - 4], dtype=np.uint64), 10)
+    assert rows.tolist() == [[1] * 6 + [2] * 4, [1] * 10, [0] * 10]
+    assert ok.tolist() == [True, True, False]
+
+
+def test_a_row_wider_than_a_page() -> None:
+    space, _, base = linear(Ram(*RUNS), 6, missing=(5,))
+    rows, ok = space.gather(np.array([base + 4095, base + 3 * 4096 + 5], dtype=np.uint64), 2 * 4096 + 2)
+    assert ok.tolist() == [True, False]
+    assert rows[0].tolist() == [1] + [2] * 4096 + [3] * 4096 + [4]
+    assert not rows[1].any()
+
+
+def test_the_last_row_does_not_wrap_around() -> None:
+    ram = Ram(*RUNS)
+    tables = PageTables(ram)
+    for va in (0, 0xFFFF_FFFF_FFFF_F000):
+        tables.map(va, ram.frames())
+    space = AddressSpace(ram.memory, BY_LEVELS[4], tables.root)
+    top = np.array([0xFFFF_FFFF_FFFF_FFF8], dtype=np.uint64)
+    assert space.gather(top, 8)[1].tolist() == [True]
+    assert space.gather(np.array([0xFFFF_FFFF_FFFF_FFF9], dtype=np.uint64), 7)[1].tolist() == [True]
+
+
+@pytest.mark.parametrize("levels", [4, 5])
+def test_rounds_do_not_grow_with_rows(levels: int) -> None:
+    space, memory, base = linear(Ram(*RUNS), 100, levels)
+    few = np.uint64(base) + 4096 * np.arange(2, dtype=np.uint64)
+    many = np.uint64(base) + 4 * np.arange(100 * 1024, dtype=np.uint64)
+    space.gather(few, 4)
+    assert memory.gathers == levels + 1
+    memory.reset()
+    space.gather(many, 4)
+    assert memory.gathers == levels + 2  # one address of each 2 MiB goes before
+
+
+def test_translations_are_remembered_inside_an_operation_only() -> None:
+    ram = Ram(*RUNS)
+    tables = PageTables(ram)
+    old, new = ram.frames(), ram.frames()
+    ram.write(old, b"old!")
+    ram.write(new, b"new!")
+    va = 0xFFFF_C900_0000_0000
+    tables.map(va, old)
+    memory = CountingMemory(ram.memory)
+    space = AddressSpace(memory, BY_LEVELS[4], tables.root)
+    pair = np.array([va, va], dtype=np.uint64)
+    with space.operation():
+        with space.operation():
+            space.gather(pair, 4)
+        memory.reset()
+        assert space.gather(pair, 4)[0][0].tobytes() == b"old!"
+        assert memory.gathers == 1, "an inner operation forgets nothing"
+        tables.map(va, new)
+    assert space.gather(pair, 4)[0][0].tobytes() == b"new!"
+    with pytest.raises(RuntimeError), space.operation():
+        raise RuntimeError
+    tables.map(va, old)
+    assert space.gather(pair, 4)[0][0].tobytes() == b"old!"
+
+
+def test_empty_batches() -> None:
+    space, memory, base = linear(Ram(*RUNS), 1)
+    nothing = np.empty(0, dtype=np.uint64)
+    assert space.gather(nothing, 8)[0].shape == (0, 8)
+    assert space.gather(np.array([base], dtype=np.uint64), 0)[0].shape == (1, 0)
+    assert len(space.translate(nothing)[0]) == 0
+    assert memory.gathers == 0
+
+
+def test_read_names_the_level_that_failed() -> None:
+    ram = Ram(*RUNS)
+    tables = PageTables(ram)
+    tables.map(0x1000, 3 << 30)
+    tables.put(0x3000, 1, 0x1234_5000)
+    space = AddressSpace(ram.memory, BY_LEVELS[4], tables.root)
+    with pytest.raises(NoMemory, match="0xc0000000"):
+        space.read(0x1000, 8)
+    with pytest.raises(PageFault, match="0x3000") as fault:
+        space.read(0x2FFF + 1, 8)
+    assert (fault.value.level, fault.value.entry) == (1, 0x1234_5000)
+    with pytest.raises(PageFault) as fault:
+        space.read(1 << 47, 8)
+    assert fault.value.level == 4
+    with pytest.raises(PageFault) as fault:
+        space.read(1 << 40, 8)
+    assert fault.value.level == 4
