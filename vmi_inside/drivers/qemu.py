@@ -21,7 +21,7 @@ from vmi_inside.drivers.mapped import MappedMemory, map_file
 from vmi_inside.drivers.process_vm import Process, ProcessMemory
 from vmi_inside.drivers.qemu_layout import Extent, LayoutUnknown, Mapping
 from vmi_inside.errors import AttachError
-from vmi_inside.memory import Run
+from vmi_inside.memory import Releasing, Run
 from vmi_inside.types import U8, U64, Mask
 
 LARGE: Final = 1 << 20
@@ -112,6 +112,12 @@ class QemuMemory:
     def check(self) -> None:
         """Raise `GuestGone` when the QEMU process has ended."""
         self.process.check()
+
+    def release(self) -> None:
+        """See `Releasing.release`."""
+        for part in self._parts:
+            if isinstance(part, Releasing):
+                part.release()
 
     def close(self) -> None:
         """Release mappings and descriptors."""

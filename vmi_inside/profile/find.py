@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from vmi_inside.memory import PhysicalMemory
+from vmi_inside.memory import PhysicalMemory, Releasing
 from vmi_inside.types import PAGE_SIZE, U64, align_down, align_up
 
 #: Kernel images start, and so do their .rodata, at a multiple of this.
@@ -64,6 +64,8 @@ def everywhere(memory: PhysicalMemory) -> Iterator[Banner]:
     slots = np.concatenate(starts) if starts else np.zeros(0, np.uint64)  # dumps may have many short runs
     for at in range(0, len(slots), _BATCH):
         yield from _slots(memory, slots[at : at + _BATCH])
+        if isinstance(memory, Releasing):
+            memory.release()  # the kernel maps pages around each that was looked at: gigabytes on a large guest
 
 
 def _slots(memory: PhysicalMemory, pa: U64) -> Iterator[Banner]:
