@@ -26,8 +26,8 @@ from tests.lab.libvirt import Daemon
 
 FIVE = ("pid", "parent", "name", "uid", "state")
 SHAPES = {
-    "256 MiB, mapped": Shape(memory=256, backing="memfd", workload="processes=1000"),
-    "256 MiB, process_vm_readv": Shape(memory=256, backing="anon", workload="processes=1000"),
+    "256 MiB, mapped": Shape(memory=256, backing="memfd", workload="sleepers=1000"),
+    "256 MiB, process_vm_readv": Shape(memory=256, backing="anon", workload="sleepers=1000"),
     "4 GiB, mapped": Shape(memory=4096, backing="memfd", workload="sockets=1000"),
     "4 GiB, process_vm_readv": Shape(memory=4096, backing="anon", workload="sockets=1000"),
 }
@@ -61,19 +61,27 @@ def median(action: Callable[[], object], rounds: int) -> float:
     return statistics.median(taken)
 
 
-def whole_command(arguments: list[str], environment: dict[str, str], rounds: int) -> tuple[float, int]:
-    """Median wall seconds and the largest resident KiB of a command run anew each time."""
-    taken, resident = [], 0
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        taken.append(time.perf_counter() - start)
-        resident = max(resident, usage.ru_maxrss)
-        if process.returncode:
-            raise SystemExit(f"{arguments} exited with {process.returncode}")
-    return statistics.median(taken[1:]), resident
+def whole_command(arguments: list[str], environment: dict[str, str], rounds: int) -> float:
+    """Median wall seconds of a command run anew each time."""
+    return median(lambda: subprocess.run(arguments, stdout=subprocess.DEVNULL, env=environment, check=True), rounds)
+
+
+_PEAK = """
+import runpy, sys
+try:
+    runpy.run_module("vmi_inside.cli", run_name="__main__", alter_sys=True)
+finally:
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)
+"""
+
+
+def peak_resident(arguments: list[str], environment: dict[str, str]) -> int:
+    """KiB that `vmi-inside` with these arguments held at the most, by its own /proc/self/status."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=environment, check=True,
+    )  # fmt: skip
+    return int(done.stderr.split()[-1])
 
 
 def check(guest: LabGuest, seen: vmi_inside.Guest) -> None:
@@ -115,7 +123,8 @@ def measure(label: str, guest: LabGuest, rounds: int) -> dict[str, Any]:
                 seen.kernel.space.memory = seen.memory
                 figures[f"{name} (gathers)"] = counted.gathers
         command = [sys.executable, "-m", "vmi_inside.cli", "ps", guest.target, "--connect", guest.uri or ""]
-        wall, resident = whole_command(command, environment, rounds)
+        wall = whole_command(command, environment, rounds)
+        resident = peak_resident(command[3:], environment)
         figures["whole command `ps` (ms)"] = 1e3 * wall
         figures["whole command `ps`, peak resident (MiB)"] = resident / 1024
     return figures
