@@ -111,7 +111,8 @@ def test_tcp_is_seen_in_every_reachable_state(seen: vmi_inside.Guest) -> None:
     table = seen.process_open_sockets()
     states = set(table.where(table.protocol == "tcp").state.tolist())
     assert states >= {
-        "LISTEN", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "TIME_WAIT", "LAST_ACK",
+        "LISTEN", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "TIME_WAIT",
+        "LAST_ACK",
     }  # fmt: skip
     orphans = table.where((table.pid == -1) & (table.state == "TIME_WAIT"))
     assert len(orphans) > 0

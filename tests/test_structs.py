@@ -126,7 +126,7 @@ def test_near_members_are_one_reading_and_far_ones_not(guest: SyntheticGuest) ->
         rows.number("a")
         assert guest.memory.gathers == 0, "what is there is not read again"
         rows.fetch("a", "far", "farther")
-        assert guest.memory.gathers > 2
+        assert guest.memory.gathers >= 2
 
 
 def test_the_first_alternative_that_is_there_counts(guest: SyntheticGuest) -> None:

@@ -101,23 +101,32 @@ class Kernel:
         An address of 0 gives an empty string.
         """
         limit = min(limit, STRING_LIMIT)
-        parts: list[list[bytes]] = [[] for _ in range(len(address))]
+        parts = [b""] * len(address)
         ok = np.ones(len(address), dtype=np.bool_)
         live = np.flatnonzero(address)
-        low = address & ~np.uint64(_STRING_STEP - 1)
-        for step in range(limit // _STRING_STEP + 1):
+        # Most are short: one reading of a few bytes. One that runs into a page that is not there is read again from an
+        # aligned piece, which lies in one page.
+        here = address[live]
+        for step in range(2 * (limit // _STRING_STEP) + 2):
             if not len(live):
                 break
-            rows, good = self.space.gather(low[live] + np.uint64(step * _STRING_STEP), _STRING_STEP)
+            rows, good = self.space.gather(here, _STRING_STEP)
+            lead = np.zeros(len(live), dtype=np.intp)
+            if not good.all():
+                torn = np.flatnonzero(~good)
+                low = here[torn] & ~np.uint64(_STRING_STEP - 1)
+                lead[torn] = (here[torn] - low).astype(np.intp)
+                rows[torn], good[torn] = self.space.gather(low, _STRING_STEP)
+                here[torn] = low
             ok[live[~good]] = False
             onward = []
-            for row, cell, fine in zip(live.tolist(), rows, good.tolist(), strict=True):
-                piece = cell.tobytes()
-                if step == 0:
-                    piece = piece[int(address[row] - low[row]) :]
-                head, nul, _ = piece.partition(b"\0")
-                parts[row].append(head)
-                if fine and not nul:
-                    onward.append(row)
-            live = np.array(onward, dtype=np.intp)
-        return [b"".join(part)[:limit].decode("utf-8", "backslashreplace") for part in parts], ok
+            for at, (row, cell, skip, fine) in enumerate(
+                zip(live.tolist(), rows, lead.tolist(), good.tolist(), strict=True)
+            ):
+                head, nul, _ = cell.tobytes()[skip:].partition(b"\0")
+                parts[row] += head
+                if fine and not nul and len(parts[row]) < limit:
+                    onward.append(at)
+            here = here[onward] + np.uint64(_STRING_STEP)
+            live = live[onward]
+        return [part[:limit].decode("utf-8", "backslashreplace") for part in parts], ok

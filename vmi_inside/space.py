@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from vmi_inside.arch.paging import Paging
 from vmi_inside.errors import NoMemory, PageFault
@@ -64,10 +65,11 @@ class AddressSpace:
         self.paging = paging
         self.root = root
         self._depth = 0
-        # Of each range that was walked what to add to a virtual address to get the physical one (odd: not mapped); and
-        # for each level below the root, the tables met on the way.
+        # Of each range that was walked what to add to a virtual address to get the physical one (odd: not mapped); for
+        # each level below the root, where the tables met on the way are; and what these hold.
         self._mappings = _Known()
         self._tables = [_Known() for _ in paging.splits]  # by level
+        self._pages: dict[int, U64] = {}
         self._levels = np.array([0, *(paging.shift(level + 1) for level in range(paging.levels))], dtype=np.uint64)
         self._masks = np.array([0, *((1 << bits) - 1 for bits in reversed(paging.splits))], dtype=np.uint64)
         self._large = np.array([level in paging.large for level in range(paging.levels + 1)])
@@ -90,6 +92,7 @@ class AddressSpace:
     def _forget(self) -> None:
         self._mappings = _Known()
         self._tables = [_Known() for _ in self._tables]
+        self._pages = {}
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
@@ -115,8 +118,11 @@ class AddressSpace:
                     break
                 missed = np.sort(va[~hit])
                 missed = missed[_changes(missed >> np.uint64(unit))]
-                found, size = self._walk(missed)
-                self._mappings.add(missed & ~(size - np.uint64(1)), size, found)
+                found, size = self._walk(missed)  # remembers what is mapped around, too
+                _, known = self._mappings.find(missed)
+                if not known.all():
+                    size = size[~known]
+                    self._mappings.add(missed[~known] & ~(size - np.uint64(1)), size, found[~known])
                 shift, hit = self._mappings.find(va)
             shift[~hit] = _UNMAPPED
         ok: Mask = shift & _UNMAPPED == 0
@@ -146,10 +152,12 @@ class AddressSpace:
         while len(live):
             here, page = level[live], va[live]
             size = np.uint64(1) << self._levels[here]
-            entry, readable = self._entries(
-                table[live] + ((page >> self._levels[here]) & self._masks[here]) * np.uint64(paging.entry_size)
-            )
-            present = readable & (entry & np.uint64(paging.present) != 0)
+            index = (page >> self._levels[here]) & self._masks[here]
+            if roots is None:
+                entry = self._whole_tables(table[live], here, page, index)
+            else:
+                entry = self._entries(table[live] + index * np.uint64(paging.entry_size))
+            present = entry & np.uint64(paging.present) != 0
             leaf = present & ((here == 1) | (self._large[here] & (entry & np.uint64(paging.large_bit) != 0)))
             target = entry & address
             outside = ~(size - np.uint64(1))
@@ -164,14 +172,53 @@ class AddressSpace:
                     self._tables[below].add(start[new], size[new], target[new])
         return shift, np.uint64(1) << self._levels[level]
 
-    def _entries(self, pa: U64) -> tuple[U64, Mask]:
+    def _entries(self, pa: U64) -> U64:
+        """Table entries (n,) by their addresses, 0 where they could not be read."""
         # Addresses come sorted, or grouped: what is read twice stands side by side.
         new = _changes(pa)
         unique = pa[new]
         raw = np.empty((len(unique), 8), dtype=np.uint8)
-        ok = self.memory.gather(unique, raw)
-        back = np.cumsum(new) - 1
-        return raw.view("<u8")[:, 0][back], ok[back]
+        self.memory.gather(unique, raw)
+        entries: U64 = raw.view("<u8")[:, 0][np.cumsum(new) - 1]
+        return entries
+
+    def _whole_tables(self, table: U64, level: NDArray[np.intp], va: U64, index: U64) -> U64:
+        """Entries (n,) of tables (n,) that are read whole and remembered: neighbours will be asked for next.
+
+        An operation reads no table twice: what it remembers is of one piece, also when the guest goes on.
+        """
+        unique, first, back = np.unique(table, return_index=True, return_inverse=True)
+        known = unique.tolist()
+        fresh = [at for at, pa in enumerate(known) if pa not in self._pages]
+        if fresh:
+            entries = 1 << self.paging.splits[-1]
+            rows = np.empty((len(fresh), entries * self.paging.entry_size), dtype=np.uint8)
+            self.memory.gather(unique[fresh], rows)
+            for at, row in zip(fresh, rows.view("<u8"), strict=True):
+                self._pages[known[at]] = row
+                self._survey(row, int(level[first[at]]), va[first[at]])
+        if len(known) == 1:
+            single: U64 = self._pages[known[0]][index]
+            return single
+        return np.stack([self._pages[pa] for pa in known])[back, index]
+
+    def _survey(self, entries: U64, level: int, va: np.uint64) -> None:
+        """Remember all that a table maps itself; adjoining pages that lie side by side are one range."""
+        paging = self.paging
+        leaf = entries & np.uint64(paging.present) != 0
+        if level > 1:
+            if level not in paging.large:
+                return
+            leaf &= entries & np.uint64(paging.large_bit) != 0
+        if not leaf.any():
+            return
+        size = 1 << paging.shift(level)
+        base = int(va) & ~(size * len(entries) - 1)
+        start = np.uint64(base) + np.uint64(size) * np.arange(len(entries), dtype=np.uint64)
+        shift = (entries & np.uint64(paging.address) & ~np.uint64(size - 1)) - start
+        head = leaf & (_changes(shift) | ~np.concatenate(([False], leaf[:-1])))
+        pages = np.bincount(np.cumsum(head)[leaf] - 1).astype(np.uint64)
+        self._mappings.add(start[head], pages * np.uint64(size), shift[head])
 
     def gather(self, va: U64, width: int, roots: U64 | None = None) -> tuple[U8, Mask]:
         """`width` bytes at each of the `n` addresses: (n, width) uint8, and (n,) bool: which rows were read whole.

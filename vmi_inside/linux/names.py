@@ -12,8 +12,8 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux.tasks import PF_KTHREAD, PF_WQ_WORKER
 from vmi_inside.structs import Structs
 
-#: Where a kernel thread keeps its `struct kthread`; before 5.17 in a member that user tasks use otherwise.
 _NAME_LIMIT = 64  # ps shows no more of it (proc_task_name)
+#: Where a kernel thread keeps its `struct kthread`; before 5.17 in a member that user tasks use otherwise.
 KTHREAD = ("worker_private", "set_child_tid")
 
 
@@ -29,6 +29,7 @@ def task_names(kernel: Kernel, tasks: Structs) -> list[str]:
         return names
     some = tasks.select(rows)
     kthreads = kernel.structs(ctype, some.pointer(KTHREAD))
+    kthreads.fetch(*(name for name in ("full_name", "data") if kthreads.has(name)))
     if kthreads.has("full_name"):
         for row, name in zip(rows.tolist(), kernel.strings(kthreads.pointer("full_name"), _NAME_LIMIT)[0], strict=True):
             names[row] = name or names[row]
