@@ -184,48 +184,6 @@ def test_serial_says_what_it_met(guest: SyntheticGuest) -> None:
     assert walk.serial(guest.space, NOWHERE).faults
 
 
-# -- hash tables -------------------------------------------------------------------------------------------------------
-
-
-def test_hash_table(guest: SyntheticGuest) -> None:
-    table = guest.alloc(16 * 8)
-    want: dict[int, list[int]] = {}
-    for index in range(30):
-        want.setdefault(index * index % 8, []).append(guest.alloc(32))
-    for bucket, nodes in want.items():
-        for at, to in zip(
-            [table + 16 * bucket + 8, *(node + 16 for node in nodes)], [*(node + 16 for node in nodes), 0], strict=True
-        ):
-            guest.word(at, to)
-    found = walk.hash_table(guest.space, table, 8, 16, head_offset=8)
-    assert found.faults == ()
-    assert by_owner(found) == {bucket: [node + 16 for node in nodes] for bucket, nodes in want.items()}
-
-
-@pytest.mark.parametrize("buckets", [1 << 32, 1 << 63, (1 << 64) - 1])
-def test_a_hash_table_of_absurd_size(guest: SyntheticGuest, buckets: int) -> None:
-    table, node = guest.alloc(64, "table"), guest.alloc(16)
-    guest.word(table, node)
-    found = walk.hash_table(guest.space, table, buckets, what="thing")
-    assert f"thing: a size of {buckets} buckets is not believed" in found.faults
-    assert any("could not be read" in fault for fault in found.faults)
-
-
-def test_a_hash_table_partly_unmapped(guest: SyntheticGuest) -> None:
-    table = guest.alloc(8192, "table")
-    first, last = guest.alloc(16), guest.alloc(16)
-    guest.word(table, first)
-    guest.word(table + 8184, last)
-    guest.unmap(table + 8184)
-    found = walk.hash_table(guest.space, table, 1024, what="thing")
-    assert by_owner(found) == {0: [first]}
-    assert found.faults == ("thing: part of the table could not be read",)
-    assert walk.hash_table(guest.space, NOWHERE, 0).faults == ()
-
-
-# -- xarrays -----------------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(st.one_of(st.integers(0, 200), st.integers(0, (1 << 22) - 1)), st.integers(1, 1 << 40), max_size=60)

@@ -9,59 +9,72 @@ from typing import Any
 
 from tests.lab.guest import LabGuest
 
+#: Few programs for all processes: starting one takes an emulated guest milliseconds.
 _PROCESSES = r"""
 cd /proc
-for p in [0-9]*; do
-  [ -r $p/stat ] || continue
-  echo "P $p"
-  hexdump -ve '1/1 "%02x"' $p/stat 2>/dev/null; echo
-  hexdump -ve '1/1 "%02x"' $p/cmdline 2>/dev/null; echo
-  readlink $p/exe 2>/dev/null || echo
-  readlink $p/ns/pid 2>/dev/null || echo
-  readlink $p/ns/net 2>/dev/null || echo
-  grep '^0::' $p/cgroup 2>/dev/null || echo
-  grep -E '^(Uid|Gid|Threads):' $p/status 2>/dev/null | tr '\n\t' '  '; echo
-done
+echo "@stat"; grep -aH "" [0-9]*/stat 2>/dev/null
+echo "@status"; grep -aHE "^(Uid|Gid|Threads):" [0-9]*/status 2>/dev/null
+echo "@cgroup"; grep -aH "^0::" [0-9]*/cgroup 2>/dev/null
+echo "@links"; ls -ld [0-9]*/exe [0-9]*/ns/pid [0-9]*/ns/net 2>/dev/null
+echo "@cmdline"; head -v -c 200000 [0-9]*/cmdline 2>/dev/null
+true
 """
 
 
 def processes(guest: LabGuest) -> dict[int, dict[str, Any]]:
     """One dict a process, with the names that `Processes` has."""
+    parts = dict(re.findall(r"^@(stat|status|cgroup|links|cmdline)\n(.*?)(?=^@(?:status|cgroup|links|cmdline)\n|\Z)",
+                            guest.ask(_PROCESSES, timeout=300), re.MULTILINE | re.DOTALL))  # fmt: skip
+    stats: dict[int, str] = {}
+    for pid, line in re.findall(r"^(\d+)/stat:(.*)$", parts["stat"], re.MULTILINE):
+        stats[int(pid)] = f"{stats[int(pid)]}\n{line}" if int(pid) in stats else line  # a name may have a newline
+    status: dict[int, dict[str, list[int]]] = {}
+    for pid, name, values in re.findall(r"^(\d+)/status:(\w+):\s*(.*)$", parts["status"], re.MULTILINE):
+        status.setdefault(int(pid), {})[name] = [int(value) for value in values.split()]
+    cgroup = {int(pid): path for pid, path in re.findall(r"^(\d+)/cgroup:0::(.*)$", parts["cgroup"], re.MULTILINE)}
+    links = {
+        (int(pid), name): target
+        for pid, name, target in re.findall(r" (\d+)/(exe|ns/pid|ns/net) -> (.*)$", parts["links"], re.MULTILINE)
+    }
+    cmdline = {
+        int(pid): raw.removesuffix("\n")
+        for pid, raw in re.findall(
+            r"^==> (\d+)/cmdline <==\n(.*?)(?=^==> \d+/cmdline <==\n|\Z)", parts["cmdline"], re.MULTILINE | re.DOTALL
+        )
+    }
     out = {}
-    for block in guest.ask(_PROCESSES, timeout=300).split("P ")[1:]:
-        lines = block.split("\n")
-        if len(lines) < 8:
-            continue
-        pid = int(lines[0])
-        stat = bytes.fromhex(lines[1])
-        status = dict(re.findall(r"(\w+): +([^A-Z]*)", lines[7]))
-        if not stat or "Uid" not in status:
+    for pid, stat in stats.items():
+        if pid not in status or pid not in cmdline or "Gid" not in status[pid]:
             continue  # it ended while it was being read
-        head, _, tail = stat.rpartition(b")")
+        head, _, tail = stat.rpartition(")")
         fields = tail.split()
-        uids, gids = status["Uid"].split(), status["Gid"].split()
         out[pid] = {
             "pid": pid,
-            "name": head.split(b"(", 1)[1].decode("utf-8", "backslashreplace"),
-            "state": fields[0].decode(),
+            "name": _text(head.split("(", 1)[1]),
+            "state": fields[0],
             "parent": int(fields[1]),
             "user_time": int(fields[11]) * 10,
             "system_time": int(fields[12]) * 10,
             "nice": int(fields[16]),
-            "threads": int(status["Threads"]),
+            "threads": status[pid]["Threads"][0],
             "start_ticks": int(fields[19]),
             "total_size": int(fields[20]),
             "resident_size": int(fields[21]) * 4096,
             "kernel_thread": bool(int(fields[6]) & 0x200000),
-            "cmdline": bytes.fromhex(lines[2]).rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "backslashreplace"),
-            "path": lines[3],
-            "pid_namespace": _inode(lines[4]),
-            "net_namespace": _inode(lines[5]),
-            "cgroup_path": lines[6].removeprefix("0::"),
-            **dict(zip(("uid", "euid", "suid"), map(int, uids), strict=False)),
-            **dict(zip(("gid", "egid", "sgid"), map(int, gids), strict=False)),
+            "cmdline": _text(cmdline[pid].rstrip("\0").replace("\0", " ")),
+            "path": links.get((pid, "exe"), ""),
+            "pid_namespace": _inode(links.get((pid, "ns/pid"), "")),
+            "net_namespace": _inode(links.get((pid, "ns/net"), "")),
+            "cgroup_path": cgroup.get(pid, ""),
+            **dict(zip(("uid", "euid", "suid"), status[pid]["Uid"], strict=False)),
+            **dict(zip(("gid", "egid", "sgid"), status[pid]["Gid"], strict=False)),
         }
     return out
+
+
+def _text(said: str) -> str:
+    """As the library shows bytes that are no UTF-8."""
+    return said.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _inode(link: str) -> int:
@@ -115,6 +128,9 @@ def unix(guest: LabGuest, namespace_of: int | str = "self") -> list[dict[str, An
 
 def holders(guest: LabGuest) -> set[tuple[int, int, int]]:
     """(pid, fd, inode) of every socket that a descriptor holds."""
-    text = guest.ask("cd /proc; for f in [0-9]*/fd/*; do echo $f $(readlink $f); done 2>/dev/null", timeout=300)
-    found = re.findall(r"^(\d+)/fd/(\d+) socket:\[(\d+)\]$", text, re.MULTILINE)
-    return {(int(pid), int(fd), int(inode)) for pid, fd, inode in found}
+    text = guest.ask("ls -l /proc/[0-9]*/fd 2>/dev/null; true", timeout=300)
+    found = set()
+    for pid, listing in re.findall(r"^/proc/(\d+)/fd:\n(.*?)(?=^/proc/\d+/fd:\n|\Z)", text, re.MULTILINE | re.DOTALL):
+        for fd, inode in re.findall(r" (\d+) -> socket:\[(\d+)\]$", listing, re.MULTILINE):
+            found.add((int(pid), int(fd), int(inode)))
+    return found

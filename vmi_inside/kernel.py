@@ -107,7 +107,7 @@ class Kernel:
         # Most are short: one reading of a few bytes. One that runs into a page that is not there is read again from an
         # aligned piece, which lies in one page.
         here = address[live]
-        for step in range(2 * (limit // _STRING_STEP) + 2):
+        for _ in range(2 * (limit // _STRING_STEP) + 2):
             if not len(live):
                 break
             rows, good = self.space.gather(here, _STRING_STEP)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vmi_inside import ragged
 from vmi_inside.errors import MemoryFault
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
@@ -115,37 +114,6 @@ def serial(
     except MemoryFault as error:
         faults = (f"{what}: {error}",)
     return Walk(np.array(nodes, dtype=np.uint64), np.zeros(len(nodes), dtype=np.int64), faults)
-
-
-def hash_table(
-    space: AddressSpace,
-    table: int,
-    buckets: int,
-    size: int = 8,
-    head_offset: int = 0,
-    next_offset: int = 0,
-    what: str = "hash",
-) -> Walk:
-    """Walk all chains of an array of `buckets` buckets of `size` bytes, the first-node pointer at `head_offset`.
-
-    `owner` is the bucket.
-    """
-    limit = min(max(buckets, 0), ragged.TOTAL_LIMIT // max(size, 1))
-    got = ragged.gather(space, np.array([table], dtype=np.uint64), np.array([limit * size], dtype=np.int64))
-    start = int(got.start[0])
-    raw = got.data[start : start + limit * size].reshape(-1, size)
-    first = (
-        np.ascontiguousarray(raw[:, head_offset : head_offset + 8]).view("<u8")[:, 0]
-        if limit
-        else got.start[:0].view(np.uint64)
-    )
-    walk = chains(space, first, next_offset, what=what)
-    faults = walk.faults
-    if not got.ok.all():
-        faults = (f"{what}: part of the table could not be read", *faults)
-    if limit < buckets:
-        faults = (f"{what}: a size of {buckets} buckets is not believed", *faults)
-    return Walk(walk.address, walk.owner, faults)
 
 
 def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray") -> Walk:

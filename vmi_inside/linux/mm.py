@@ -22,22 +22,23 @@ CMDLINE = ("pgd", "arg_start", "arg_end", "env_start", "env_end")
 
 def resident_bytes(kernel: Kernel, mms: Structs) -> tuple[I64, Mask]:
     """Resident bytes (n,) of `n` mm_structs, per-CPU parts added, and (n,) bool: which are exact."""
-    pages = np.zeros(len(mms), dtype=np.int64)
     ok = np.ones(len(mms), dtype=np.bool_)
     if mms.has("rss_stat.count"):  # struct mm_rss_stat, until 6.1
-        for kind in RESIDENT:
-            pages += mms.number(f"rss_stat.count[{kind}].counter")
+        names = [f"rss_stat.count[{kind}].counter" for kind in RESIDENT]
+        mms.fetch(*names)
+        pages = sum((mms.number(name) for name in names), np.zeros(len(mms), dtype=np.int64))
         return np.maximum(pages, 0) * PAGE_SIZE, ok
     # percpu_counter[NR_MM_COUNTERS] since 6.2
-    for kind in RESIDENT:
-        pages += mms.number(f"rss_stat[{kind}].count")
-        counters = mms.pointer(f"rss_stat[{kind}].counters")
-        rows = np.flatnonzero(counters)
-        cpus = kernel.percpu_offset
-        raw, good = kernel.space.gather((counters[rows][:, None] + cpus[None, :]).ravel(), 4)
-        pending = raw.view("<i4")[:, 0].reshape(len(rows), len(cpus)).sum(axis=1, dtype=np.int64)
-        pages[rows] += pending
-        ok[rows] &= good.reshape(len(rows), len(cpus)).all(axis=1)
+    counts = [f"rss_stat[{kind}].count" for kind in RESIDENT]
+    counters = [f"rss_stat[{kind}].counters" for kind in RESIDENT]
+    mms.fetch(*counts, *counters)
+    pages = sum((mms.number(name) for name in counts), np.zeros(len(mms), dtype=np.int64))
+    rows = np.flatnonzero(mms.address)
+    cpus = kernel.percpu_offset
+    pending = np.stack([mms.pointer(name)[rows] for name in counters], axis=1)[:, :, None] + cpus[None, None, :]
+    raw, good = kernel.space.gather(pending.ravel(), 4)
+    pages[rows] += raw.view("<i4")[:, 0].reshape(pending.shape).sum(axis=(1, 2), dtype=np.int64)
+    ok[rows] = good.reshape(pending.shape).all(axis=(1, 2))
     return np.maximum(pages, 0) * PAGE_SIZE, ok
 
 
