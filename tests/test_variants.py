@@ -22,11 +22,13 @@ VARIANTS = [
 ]
 
 
+# A guest that panics for want of processor time while it boots comes up again, and leaves its first kernel behind.
+@pytest.mark.filterwarnings("ignore:.*several kernels:vmi_inside.guest.Notice")
 @pytest.mark.parametrize("shape", VARIANTS, ids=lambda shape: shape["kernel"])
 def test_the_guest_agrees(lab_fresh: Callable[..., LabGuest], shape: dict) -> None:
     guest = lab_fresh(**shape)
     with guest.attach() as seen:
-        assert seen.notices == ()
+        assert [notice for notice in seen.notices if "several kernels" not in notice] == []
         assert seen.info().release[0] == guest.ask("uname -r").strip()
         five = bool(guest.ask("grep -m1 -o la57 /proc/cpuinfo", check=False).strip())  # cleared where it is not used
         assert ("5-level" in seen.info().paging[0]) == five
@@ -47,8 +49,10 @@ def test_the_guest_agrees(lab_fresh: Callable[..., LabGuest], shape: dict) -> No
 
         said = compare.internet_truth(guest, 1)
         sockets = seen.process_open_sockets()
-        assert set(sockets.fault.tolist()) == {""}
-        assert sockets.notes == ()
+        # Modules have types of their own since 5.11: before, the addresses of vsock sockets cannot be told, and it is said.
+        untyped = shape["kernel"].startswith("5.10")
+        assert set(sockets.fault.tolist()) == ({"", "no type vsock_sock"} if untyped else {""})
+        assert [note for note in sockets.notes if not (untyped and "vsock" in note)] == []
         rows = compare.internet_rows(sockets, inside[1]["net_namespace"])
         if said - rows:  # something went on between the two readings: once more
             said, sockets = compare.internet_truth(guest, 1), seen.process_open_sockets()
