@@ -49,7 +49,7 @@ def test_the_guest_agrees(lab_fresh: Callable[..., LabGuest], shape: dict) -> No
 
         said = compare.internet_truth(guest, 1)
         sockets = seen.process_open_sockets()
-        # Modules have types of their own since 5.11: before, the addresses of vsock sockets cannot be told, and it is said.
+        # Modules have types of their own since 5.11: before, addresses of vsock sockets cannot be told, which is said.
         untyped = shape["kernel"].startswith("5.10")
         assert set(sockets.fault.tolist()) == ({"", "no type vsock_sock"} if untyped else {""})
         assert [note for note in sockets.notes if not (untyped and "vsock" in note)] == []

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import numpy as np
 
@@ -18,15 +18,17 @@ from vmi_inside.arch.paging import BY_LEVELS
 from vmi_inside.errors import AttachError, GuestGone, UnknownKernel, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.processes import Processes, processes
-from vmi_inside.linux.sockets import OpenSockets, process_open_sockets
-from vmi_inside.linux.system import SystemInfo, system_info
-from vmi_inside.linux.threads import Threads, threads
 from vmi_inside.memory import PhysicalMemory
 from vmi_inside.profile.cache import Cache
 from vmi_inside.profile.learn import Learned, learn
 from vmi_inside.space import AddressSpace
 from vmi_inside.table import Table, Text, text
 from vmi_inside.types import I64, Mask
+
+if TYPE_CHECKING:
+    from vmi_inside.linux.sockets import OpenSockets
+    from vmi_inside.linux.system import SystemInfo
+    from vmi_inside.linux.threads import Threads
 
 _T = TypeVar("_T", bound=Table)
 #: Seconds for which a kernel that was found is believed to be the one that runs, without and with signs of another.
@@ -78,14 +80,20 @@ class Guest:
 
     def threads(self, columns: Iterable[str] | None = None) -> Threads:
         """All threads; `columns` as in `processes`."""
+        from vmi_inside.linux.threads import threads
+
         return self._read(threads, columns)
 
     def process_open_sockets(self, columns: Iterable[str] | None = None) -> OpenSockets:
         """All sockets, and who holds them; `columns` as in `processes`."""
+        from vmi_inside.linux.sockets import process_open_sockets
+
         return self._read(process_open_sockets, columns)
 
     def info(self) -> SystemInfo:
         """What system this is: one row."""
+        from vmi_inside.linux.system import system_info
+
         return self._read(lambda kernel, _: system_info(kernel), None)
 
     def _read(self, table: Callable[[Kernel, Iterable[str] | None], _T], columns: Iterable[str] | None) -> _T:

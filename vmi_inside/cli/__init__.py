@@ -6,11 +6,14 @@ list of commands, and nothing is imported before it is needed, so that a command
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line of this process. Always ends in `SystemExit`; `exits` has the codes."""
+    # NumPy's linear algebra is not used; the threads that it would start at import are time for nothing.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         from vmi_inside.cli import messages
 

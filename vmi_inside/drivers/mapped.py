@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,12 @@ from numpy.typing import NDArray
 from vmi_inside.drivers.placement import Placement
 from vmi_inside.errors import AttachError
 from vmi_inside.memory import Run
-from vmi_inside.types import U8, U64, Mask
+from vmi_inside.types import PAGE_SIZE, U8, U64, Mask
+
+#: Guest RAM that is mapped counts as our own memory, and around each page that is read the kernel maps others: above so
+#: many bytes they are given back. Looking costs a row's reading each so many rows.
+_RESIDENT_LIMIT: Final = 52 << 20
+_LOOK_EVERY: Final = 1024
 
 
 def map_file(fd: int, size: int | None = None, offset: int = 0, *, name: str = "the file") -> U8:
@@ -32,6 +38,12 @@ def map_file(fd: int, size: int | None = None, offset: int = 0, *, name: str = "
     if size <= 0 or offset + size > there:
         raise AttachError(f"{name} is {there} bytes long, not the {offset + max(size, 1)} that are needed")
     return np.frombuffer(mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset), np.uint8)
+
+
+def _shared_pages() -> int:
+    """Pages of files and shared memory that are mapped into this process now (proc(5), statm)."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[2])
 
 
 def _mapping(array: U8) -> mmap.mmap | None:
@@ -67,6 +79,7 @@ class MappedMemory:
         self.runs: tuple[Run, ...] = tuple(run for run, _ in found)
         self._views = [array.data.toreadonly() for _, array in found]
         self._mappings = list({id(one): one for _, array in found if (one := _mapping(array)) is not None}.values())
+        self._rows_read = 0
         self._closers = closers
         # One array over everything from the lowest mapped address to the highest lets any number of pieces be read by
         # one indexing operation. What lies between the pieces is never touched: every index is checked first.
@@ -79,6 +92,11 @@ class MappedMemory:
     def gather(self, pa: U64, out: U8) -> Mask:
         """See `PhysicalMemory.gather`. About 20 ns a row of 64 bytes in the processor's cache."""
         width = out.shape[1]
+        self._rows_read += len(pa)
+        if self._rows_read > _LOOK_EVERY:
+            self._rows_read = 0
+            if self._mappings and _shared_pages() * PAGE_SIZE > _RESIDENT_LIMIT:
+                self.release()
         place, ok, complete = self._placement.locate(pa, width)
         index = place.view(np.int64)
         if complete and len(pa):
