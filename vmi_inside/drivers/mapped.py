@@ -20,9 +20,9 @@ from vmi_inside.errors import AttachError
 from vmi_inside.memory import Run
 from vmi_inside.types import PAGE_SIZE, U8, U64, Mask
 
-#: Guest RAM that is mapped counts as our own memory, and around each page that is read the kernel maps others: above so
-#: many bytes they are given back. Looking costs a row's reading each so many rows.
-_RESIDENT_LIMIT: Final = 52 << 20
+#: Guest RAM that is mapped counts as our own memory, and around each page that is read the kernel maps others: when so
+#: many bytes have come in they are given back. Looking costs a row's reading each so many rows.
+_RESIDENT_LIMIT: Final = 48 << 20
 _LOOK_EVERY: Final = 1024
 
 
@@ -80,6 +80,7 @@ class MappedMemory:
         self._views = [array.data.toreadonly() for _, array in found]
         self._mappings = list({id(one): one for _, array in found if (one := _mapping(array)) is not None}.values())
         self._rows_read = 0
+        self._shared_before = _shared_pages()
         self._closers = closers
         # One array over everything from the lowest mapped address to the highest lets any number of pieces be read by
         # one indexing operation. What lies between the pieces is never touched: every index is checked first.
@@ -95,7 +96,7 @@ class MappedMemory:
         self._rows_read += len(pa)
         if self._rows_read > _LOOK_EVERY:
             self._rows_read = 0
-            if self._mappings and _shared_pages() * PAGE_SIZE > _RESIDENT_LIMIT:
+            if self._mappings and _shared_pages() - self._shared_before > _RESIDENT_LIMIT // PAGE_SIZE:
                 self.release()
         place, ok, complete = self._placement.locate(pa, width)
         index = place.view(np.int64)
