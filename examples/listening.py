@@ -1,6 +1,6 @@
 """Who listens on the network, in every network namespace of a guest?
 
-    python examples/listening.py web01
+python examples/listening.py web01
 """
 
 import sys

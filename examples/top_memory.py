@@ -1,7 +1,7 @@
 """Which processes of a guest hold the most memory? Columns are NumPy arrays.
 
-    python examples/top_memory.py web01
-    python examples/top_memory.py file:memory.elf
+python examples/top_memory.py web01
+python examples/top_memory.py file:memory.elf
 """
 
 import sys

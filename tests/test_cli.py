@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 import vmi_inside.guest
 from vmi_inside import __version__, errors
+from vmi_inside.cli import options
 from vmi_inside.cli.app import COMMANDS, cli
 from vmi_inside.guest import Guests
 from vmi_inside.linux.processes import Processes
@@ -418,9 +419,10 @@ def test_how_to_attach_is_passed_on(run: Callable[..., Result], monkeypatch: pyt
     monkeypatch.setattr(vmi_inside.guest, "attach", attach)
     run("ps", "file:/x", "--raw-split", "3G", "-c", "qemu:///session")
     run("ps", "web01")
+    bounded = {"resident_limit": options.RESIDENT_LIMIT}
     assert seen == [
-        (("file:/x",), {"connect": "qemu:///session", "raw_split": 3 << 30}),
-        (("web01",), {"connect": None, "raw_split": None}),
+        (("file:/x",), {"connect": "qemu:///session", "raw_split": 3 << 30, **bounded}),
+        (("web01",), {"connect": None, "raw_split": None, **bounded}),
     ]
 
 

@@ -62,6 +62,10 @@ class PhysicalMemory(Protocol):
 class Releasing(Protocol):
     """What mapped memory can do beside: give back the pages that reading brought into this process."""
 
+    #: Bytes of guest RAM that may stay resident in this process, about; 0 for any number. Mapped RAM counts as our own
+    #: memory, and reading again what was given back costs a page fault.
+    resident_limit: int
+
     def release(self) -> None:
         """Let go of resident pages. They stay readable: the next reading brings them in again."""
         ...

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
+#: Bytes of mapped guest RAM that a command keeps resident: it reads once, and stays small beside any guest.
+RESIDENT_LIMIT = 32 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -35,7 +38,9 @@ class Target:
         messages.about(self.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", guest.Notice)  # they are in the guest's notices, too
-            found = guest.attach(self.name, connect=self.connect, raw_split=self.raw_split)
+            found = guest.attach(
+                self.name, connect=self.connect, raw_split=self.raw_split, resident_limit=RESIDENT_LIMIT
+            )
         output.attached(found)
         return found
 

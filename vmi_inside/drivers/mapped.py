@@ -20,10 +20,8 @@ from vmi_inside.errors import AttachError
 from vmi_inside.memory import Run
 from vmi_inside.types import PAGE_SIZE, U8, U64, Mask
 
-#: Guest RAM that is mapped counts as our own memory, and around each page that is read the kernel maps others: when so
-#: many bytes have come in they are given back. Looking costs a row's reading each so many rows.
-_RESIDENT_LIMIT: Final = 48 << 20
-_LOOK_EVERY: Final = 1024
+#: With a limit on resident pages, rows after which they are counted: the kernel maps up to 16 pages around each row.
+_LOOK_EVERY: Final = 512
 
 
 def map_file(fd: int, size: int | None = None, offset: int = 0, *, name: str = "the file") -> U8:
@@ -79,6 +77,8 @@ class MappedMemory:
         self.runs: tuple[Run, ...] = tuple(run for run, _ in found)
         self._views = [array.data.toreadonly() for _, array in found]
         self._mappings = list({id(one): one for _, array in found if (one := _mapping(array)) is not None}.values())
+        #: See `Releasing.resident_limit`.
+        self.resident_limit = 0
         self._rows_read = 0
         self._shared_before = _shared_pages()
         self._closers = closers
@@ -92,12 +92,21 @@ class MappedMemory:
 
     def gather(self, pa: U64, out: U8) -> Mask:
         """See `PhysicalMemory.gather`. About 20 ns a row of 64 bytes in the processor's cache."""
+        if not self.resident_limit or not self._mappings:
+            return self._gather(pa, out)
+        ok = np.empty(len(pa), np.bool_)
+        for start in range(0, len(pa), _LOOK_EVERY):
+            part = slice(start, start + _LOOK_EVERY)
+            ok[part] = self._gather(pa[part], out[part])
+            self._rows_read += len(pa[part])
+            if self._rows_read >= _LOOK_EVERY:
+                self._rows_read = 0
+                if _shared_pages() - self._shared_before > self.resident_limit // PAGE_SIZE:
+                    self.release()
+        return ok
+
+    def _gather(self, pa: U64, out: U8) -> Mask:
         width = out.shape[1]
-        self._rows_read += len(pa)
-        if self._rows_read > _LOOK_EVERY:
-            self._rows_read = 0
-            if self._mappings and _shared_pages() - self._shared_before > _RESIDENT_LIMIT // PAGE_SIZE:
-                self.release()
         place, ok, complete = self._placement.locate(pa, width)
         index = place.view(np.int64)
         if complete and len(pa):

@@ -113,6 +113,17 @@ class QemuMemory:
         """Raise `GuestGone` when the QEMU process has ended."""
         self.process.check()
 
+    @property
+    def resident_limit(self) -> int:
+        """See `Releasing.resident_limit`."""
+        return max((part.resident_limit for part in self._parts if isinstance(part, Releasing)), default=0)
+
+    @resident_limit.setter
+    def resident_limit(self, limit: int) -> None:
+        for part in self._parts:
+            if isinstance(part, Releasing):
+                part.resident_limit = limit
+
     def release(self) -> None:
         """See `Releasing.release`."""
         for part in self._parts:
