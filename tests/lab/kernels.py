@@ -42,7 +42,6 @@ MODULES: Final = (
 )  # fmt: skip
 
 _WANTED: Final = " ".join(MODULES)
-_DEFAULT_MIRROR: Final = "http://deb.debian.org/debian"
 _KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _PART: Final = re.compile(r"^linux-(image|binary|modules)-")
 
@@ -125,7 +124,9 @@ def _mirror() -> str:
     for uri in listed.stdout.split():
         if uri.rstrip("/").endswith("/debian"):
             return uri.rstrip("/")
-    return _DEFAULT_MIRROR
+    raise LabError(
+        "the system's apt sources name no mirror of Debian's to fetch kernels from; add one that ends in /debian"
+    )
 
 
 def _parts(config: Path, package: str) -> list[str]:
