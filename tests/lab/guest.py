@@ -23,6 +23,10 @@ BOOT_TIMEOUT: Final = 180.0
 _STX: Final = b"\x02"
 
 
+class BootFailed(LabError):
+    """A guest did not come up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a guest looks like to its hypervisor, and what runs in it.
@@ -43,7 +47,7 @@ class Shape:
     @property
     def parameters(self) -> str:
         """The kernel's command line."""
-        return f"console=ttyS0 panic=-1 loglevel=4 lab_workload={self.workload} {self.append}".strip()
+        return f"console=ttyS0 panic=-1 loglevel=4 cryptomgr.notests lab_workload={self.workload} {self.append}".strip()
 
 
 class LabGuest:
@@ -94,12 +98,14 @@ class LabGuest:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if not alive(self.pid):
-                raise LabError(f"{self.name}: QEMU ended while booting; its console said:\n{self.console_tail()}")
+                raise BootFailed(f"{self.name}: QEMU ended while booting; its console said:\n{self.console_tail()}")
+            if "Oops: " in self.console_tail(1 << 16):
+                raise BootFailed(f"{self.name}: the kernel faulted while booting; it said:\n{self.console_tail()}")
             if "lab: ready" in self.console_tail(1 << 16):
                 self.ask("test -e /run/ready", deadline - time.monotonic())
                 return
             time.sleep(0.1)
-        raise LabError(f"{self.name}: not ready after {timeout:.0f} s; its console said:\n{self.console_tail()}")
+        raise BootFailed(f"{self.name}: not ready after {timeout:.0f} s; its console said:\n{self.console_tail()}")
 
     def console_tail(self, size: int = 4000) -> str:
         """The end of what the kernel printed."""
