@@ -202,7 +202,9 @@ def _learned(name: str, memory: PhysicalMemory, live: bool) -> Guest:
     except VmiError as error:
         if str(error).startswith(f"{name}:"):
             raise
-        raise type(error)(f"{name}: {error}") from error
+        # Errors of single addresses and names say what they say of them: here it is the kernel that cannot be read.
+        kind = type(error) if isinstance(error, (AttachError, Unsupported)) else UnknownKernel
+        raise kind(f"{name}: {error}") from error
     return Guest(name, memory, learned, live=live)
 
 

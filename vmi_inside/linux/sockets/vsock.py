@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from vmi_inside import walk
-from vmi_inside.errors import NoSymbol
+from vmi_inside.errors import MemoryFault, NoSymbol, ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.module_types import module_types
 from vmi_inside.profile.ctypes import CType
@@ -25,6 +25,13 @@ def vsock_sockets(kernel: Kernel) -> tuple[U64, CType | None, tuple[str, ...]]:
 
     Without the module there are no such sockets, and no type.
     """
+    try:
+        return _vsock_sockets(kernel)
+    except (ProfileError, MemoryFault) as error:
+        return np.empty(0, dtype=np.uint64), None, (f"vsock sockets: {error}",)
+
+
+def _vsock_sockets(kernel: Kernel) -> tuple[U64, CType | None, tuple[str, ...]]:
     families = kernel.profile.find_symbol("net_families")
     if families is not None and not kernel.space.read_u64(families + 8 * _FAMILY):
         return np.empty(0, dtype=np.uint64), None, ()
