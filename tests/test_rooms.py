@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("profile",),
     ("structs", "ragged", "walk", "table", "kernel"),
     ("linux", "windows", "control"),
+    ("tables",),
     ("domains",),
     ("guest",),
     ("bridges",),
@@ -32,7 +33,7 @@ BLIND = {
     "linux": {"drivers"}, "windows": {"drivers"}, "control": {"drivers"},
     "profile": {"drivers"}, "drivers": {"arch"},
     "domains": {"linux", "windows", "control", "kernel", "profile", "space", "structs", "walk", "ragged",
-                "arch", "table"},
+                "arch", "table", "tables"},
 }  # fmt: skip
 #: Each of these has one home.
 HOMES = {

@@ -10,27 +10,24 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
 from vmi_inside.arch.paging import BY_LEVELS
 from vmi_inside.errors import AttachError, GuestGone, UnknownKernel, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.processes import Processes, processes
 from vmi_inside.memory import PhysicalMemory, Releasing
 from vmi_inside.profile.cache import Cache
 from vmi_inside.profile.learn import Learned, learn
 from vmi_inside.space import AddressSpace
 from vmi_inside.table import Table, Text, text
+from vmi_inside.tables import Reading, T, Tables
 from vmi_inside.types import I64, Mask
 
 if TYPE_CHECKING:
-    from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.system import SystemInfo
-    from vmi_inside.linux.threads import Threads
 
-_T = TypeVar("_T", bound=Table)
 #: Seconds for which a kernel that was found is believed to be the one that runs, without and with signs of another.
 _TRUST: Final = 10.0
 _DOUBT: Final = 1.0
@@ -40,7 +37,7 @@ class Notice(UserWarning):
     """Something about how a guest was attached to that its user should know: slow memory, a tainted domain."""
 
 
-class Guest:
+class Guest(Tables):
     """An attached guest. Use it as a context manager, or `close()` it.
 
     Every table is read anew when it is asked for, and raises `GuestGone` when the guest ended or rebooted meanwhile.
@@ -74,30 +71,18 @@ class Guest:
         """Let go of the guest's memory."""
         self.memory.close()
 
-    def processes(self, columns: Iterable[str] | None = None) -> Processes:
-        """All processes; `columns` asks for some columns only, and only what they need is read."""
-        return self._read(processes, columns)
-
-    def threads(self, columns: Iterable[str] | None = None) -> Threads:
-        """All threads; `columns` as in `processes`."""
-        from vmi_inside.linux.threads import threads
-
-        return self._read(threads, columns)
-
-    def process_open_sockets(self, columns: Iterable[str] | None = None) -> OpenSockets:
-        """All sockets, and who holds them; `columns` as in `processes`."""
-        from vmi_inside.linux.sockets import process_open_sockets
-
-        return self._read(process_open_sockets, columns)
-
     def info(self) -> SystemInfo:
         """What system this is: one row."""
         from vmi_inside.linux.system import system_info
 
-        return self._read(lambda kernel, _: system_info(kernel), None)
+        return self._checked(system_info(self.kernel))
 
-    def _read(self, table: Callable[[Kernel, Iterable[str] | None], _T], columns: Iterable[str] | None) -> _T:
-        made = table(self.kernel, columns)
+    def read(self, reading: Reading[T], columns: Iterable[str] | None = None, **options: Any) -> T:
+        """Read one table, of `tables.TABLES`; the tables' own methods come here. Raises `GuestGone`."""
+        made: T = reading.function(self.kernel, columns, **options)
+        return self._checked(made)
+
+    def _checked(self, made: T) -> T:
         if self._live:
             self._check(bool(made.notes) or bool(made.fault.any()))
         return made
