@@ -13,11 +13,11 @@ import numpy as np
 from vmi_inside import ragged, walk
 from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.loaded import MODULE_LIMIT, loaded
 from vmi_inside.profile.btf import Btf
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
 
-MODULE_LIMIT = 1 << 14
 #: Split BTF of the largest modules is some hundred KB, a module's symbols some thousands.
 BTF_LIMIT = 8 << 20
 SYMBOL_LIMIT = 1 << 18
@@ -49,7 +49,7 @@ def module_types(kernel: Kernel, name: str) -> ModuleTypes | None:
         parsed = _parsed(kernel, found)
         key = (name, int(found.address[0]), *parsed)
         if key not in kernel.modules:
-            kernel.modules[key] = ModuleTypes(name, _types(kernel, *parsed), _symbols(kernel, found))
+            kernel.modules[key] = ModuleTypes(name, _types(kernel, *parsed), module_symbols(kernel, found))
         known: ModuleTypes = kernel.modules[key]
         return known
     except (ProfileError, MemoryFault):
@@ -57,11 +57,9 @@ def module_types(kernel: Kernel, name: str) -> ModuleTypes | None:
 
 
 def _find(kernel: Kernel, name: str) -> Structs | None:
-    ctype = kernel.struct("module")
-    listed = walk.serial(kernel.space, kernel.symbol("modules"), what="modules", limit=MODULE_LIMIT)
-    rows = kernel.structs(ctype, listed.address - np.uint64(ctype.member("list").offset))
-    at = [row for row, text in enumerate(rows.text("name")) if text == name]
-    return rows.select(np.array(at[:1])) if at else None
+    known = loaded(kernel)
+    at = [row for row, text in enumerate(known.name) if text == name]
+    return known.modules.select(np.array(at[:1])) if at else None
 
 
 def _parsed(kernel: Kernel, module: Structs) -> tuple[int, int, int]:
@@ -85,7 +83,8 @@ def _types(kernel: Kernel, _: int, address: int, size: int) -> Btf | None:
     return Btf(kernel.space.read(address, size), base=kernel.profile.types)
 
 
-def _symbols(kernel: Kernel, module: Structs) -> dict[str, int]:
+def module_symbols(kernel: Kernel, module: Structs) -> dict[str, int]:
+    """The symbols of one module (one row), by name, as its own symbol table has them. Raises `MemoryFault`."""
     table = module.follow("kallsyms").fetch("symtab", "num_symtab", "strtab")
     count = min(int(table.unsigned("num_symtab")[0]), SYMBOL_LIMIT)
     raw = kernel.space.read(int(table.pointer("symtab")[0]), count * _ELF_SYM_SIZE)
