@@ -77,7 +77,7 @@ class Code:
         return tuple(found[:_PIECES])
 
     def owners(self, address: U64) -> Text:
-        """Whose code each address (n,) is: `kernel`, `init`, a module's name, `bpf`, `ftrace`, `kprobes`; empty: nobody's."""
+        """Whose code each of `n` addresses is: kernel, init, a module's name, bpf, ftrace, kprobes; or empty."""
         out = np.full(len(address), "", dtype=object)
         for piece in self.pieces:
             out[_within(address, piece.start, piece.end)] = piece.owner
