@@ -228,6 +228,38 @@ def test_translations_are_remembered_inside_an_operation_only() -> None:
     assert space.gather(pair, 4)[0][0].tobytes() == b"old!"
 
 
+def test_an_operation_goes_on_with_translations_whose_tables_are_as_they_were() -> None:
+    space, memory, base = linear(Ram(*RUNS), 200)
+    pages = np.uint64(base) + 4096 * np.arange(200, dtype=np.uint64)
+    with space.operation():
+        first, _ = space.gather(pages, 8)
+    memory.reset()
+    with space.operation():
+        again, ok = space.gather(pages, 8)
+        assert memory.gathers + memory.reads == 2, "the tables, all in one, and the rows"
+        assert space.translate_one(base) >= 0
+        assert memory.gathers + memory.reads == 2
+    assert ok.all()
+    assert again.tolist() == first.tolist()
+
+
+def test_a_table_that_changed_since_is_walked_anew() -> None:
+    ram = Ram(*RUNS)
+    tables = PageTables(ram)
+    old, new = ram.frames(), ram.frames()
+    ram.write(old, b"old!")
+    ram.write(new, b"new!")
+    va = 0xFFFF_C900_0000_0000
+    tables.map(va, old)
+    space = AddressSpace(CountingMemory(ram.memory), BY_LEVELS[4], tables.root)
+    pair = np.array([va, va], dtype=np.uint64)
+    for frame, said in ((old, b"old!"), (new, b"new!"), (old, b"old!"), (old, b"old!")):
+        tables.map(va, frame)
+        with space.operation():
+            assert space.gather(pair, 4)[0][0].tobytes() == said
+            assert space.read(va, 4) == said
+
+
 def test_empty_batches() -> None:
     space, memory, base = linear(Ram(*RUNS), 1)
     nothing = np.empty(0, dtype=np.uint64)

@@ -36,15 +36,19 @@ class Ragged:
         whole = self.data.tobytes()
         return [whole[a : a + n] for a, n in zip(self.start.tolist(), self.size.tolist(), strict=True)]
 
-    def words(self) -> tuple[U64, NDArray[np.intp]]:
-        """The 64-bit words of all ranges in a row, and (m,) which range each came from. Sizes are multiples of 8."""
-        count = self.size // 8
-        owner = np.repeat(np.arange(len(count)), count)
-        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-        byte = self.start[owner] + 8 * within
-        if not (self.start & 7).any():  # as all arrays of the kernel's are
-            return self.data.view("<u8")[byte >> 3], owner
-        return self.data[byte[:, None] + np.arange(8)].view("<u8")[:, 0], owner
+    def words(self) -> tuple[U64, NDArray[np.intp], NDArray[np.int64]]:
+        """The 64-bit words of all ranges that are not 0, (m,) which range each came from, and its number in that range.
+
+        Ranges begin at multiples of 8, as all arrays of the kernel's do; of others nothing is given.
+        """
+        rows = np.flatnonzero((self.size > 0) & (self.start & 7 == 0))
+        every = self.data.view("<u8")
+        used = np.flatnonzero(every)
+        first = self.start[rows] >> 3
+        at = first.searchsorted(used, "right") - 1
+        index = used - first[at]
+        inside = (at >= 0) & (index < self.size[rows][at] >> 3)
+        return every[used[inside]], rows[at[inside]], index[inside]
 
 
 def gather(space: AddressSpace, va: U64, size: NDArray[np.int64], roots: U64 | None = None) -> Ragged:

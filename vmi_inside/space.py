@@ -3,8 +3,9 @@
 Knows how to walk the tables that `arch` describes, for a batch of addresses or for one. Kernels, types and the ways of
 reaching memory are left to others.
 
-Nothing read here is kept: guest memory changes. Only inside `operation()` are translations remembered, for the length
-of one table's reading.
+Nothing read here is believed for long: guest memory changes. Only inside `operation()` are translations remembered, for
+the length of one table's reading; the next one may go on with them when every page table that they came from still
+reads the same.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from vmi_inside.errors import NoMemory, PageFault
 from vmi_inside.memory import PhysicalMemory
 from vmi_inside.types import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
+_KEPT_LIMIT = 256  # page tables that are read again to see whether they changed; of more nothing is kept
 _CACHE_LIMIT = 1 << 16  # translations that one operation may remember, and those of one batch more
 _LARGE_SHIFT = 21  # kernels map most of themselves in pages of 2 MiB or more
 _MANY = 64  # addresses in a batch, from which on it pays to look at one in each large page first
@@ -50,6 +52,14 @@ class _Known:
         self.size = np.concatenate((self.size, size[new]))[order]
         self.number = np.concatenate((self.number, number[new]))[order]
 
+    def join(self) -> None:
+        """Make one range of those that adjoin and have the same number."""
+        ends = self.start + self.size
+        new = np.ones(len(self.start), dtype=np.bool_)
+        np.logical_or(ends[:-1] != self.start[1:], self.number[:-1] != self.number[1:], out=new[1:])
+        last = np.append(np.flatnonzero(new)[1:], len(new)) - 1
+        self.start, self.size, self.number = self.start[new], ends[last] - self.start[new], self.number[new]
+
 
 def _changes(values: U64) -> Mask:
     """Which of `values` (n,) differ from the one before."""
@@ -71,9 +81,15 @@ class AddressSpace:
         self._mappings = _Known()
         self._tables = [_Known() for _ in paging.splits]  # by level
         self._pages: dict[int, U64] = {}
+        self._kept = (np.empty(0, dtype=np.uint64), np.empty((0, 0), dtype=np.uint8))  # the same, as one array
         self._levels = np.array([0, *(paging.shift(level + 1) for level in range(paging.levels))], dtype=np.uint64)
         self._masks = np.array([0, *((1 << bits) - 1 for bits in reversed(paging.splits))], dtype=np.uint64)
         self._large = np.array([level in paging.large for level in range(paging.levels + 1)])
+        # The same from the root down, as integers: shift, mask of the index, and the bit that says "page", if any does.
+        self._steps = [
+            (paging.shift(level), (1 << bits) - 1, level, paging.large_bit if level in paging.large else 0)
+            for level, bits in zip(range(paging.levels, 0, -1), paging.splits, strict=True)
+        ]
 
     def with_root(self, root: int) -> AddressSpace:
         """The same memory through another top-level table, such as a process's."""
@@ -82,18 +98,40 @@ class AddressSpace:
     @contextmanager
     def operation(self) -> Iterator[None]:
         """Remember translations until the outermost `operation` ends: one table is one operation."""
+        if self._depth == 0:
+            self._verify()
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self._forget()
+                self._keep()
+
+    def _keep(self) -> None:
+        """Put the page tables aside that were read, for `_verify`."""
+        if len(self._pages) > _KEPT_LIMIT:
+            self._forget()
+        elif len(self._pages) != len(self._kept[0]):
+            rows = np.array([entries.view(np.uint8) for entries in self._pages.values()], dtype=np.uint8)
+            self._kept = np.array(list(self._pages), dtype=np.uint64), rows
+            self._mappings.join()
+
+    def _verify(self) -> None:
+        """Forget all translations, unless each page table that they came from is as it was."""
+        at, before = self._kept
+        if not len(at):
+            self._forget()
+            return
+        now = np.empty_like(before)
+        if not (self.memory.gather(at, now).all() and np.array_equal(now, before)):
+            self._forget()
 
     def _forget(self) -> None:
         self._mappings = _Known()
         self._tables = [_Known() for _ in self._tables]
         self._pages = {}
+        self._kept = self._kept[0][:0], self._kept[1][:0]
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +148,7 @@ class AddressSpace:
         if roots is not None:
             shift, _ = self._walk(va, roots & np.uint64(self.paging.address))
         else:
-            if not self._depth or len(self._mappings.start) > _CACHE_LIMIT:
+            if self._depth == 0 or len(self._mappings.start) > _CACHE_LIMIT:
                 self._forget()
             shift, hit = self._mappings.find(va)
             # Of many addresses one in each large page first: mostly that tells of all the others.
@@ -176,28 +214,28 @@ class AddressSpace:
 
     def _walk_few(self, va: U64) -> tuple[U64, U64]:
         """As `_walk`, address by address: integers are quicker for few."""
-        paging = self.paging
-        shifts = []
-        sizes = []
-        for one in va.tolist():
-            table, size, shift = self.root, PAGE_SIZE, int(_UNMAPPED)
-            if one >> (paging.canonical - 1) in (0, (1 << (65 - paging.canonical)) - 1):
-                for level, bits in zip(range(paging.levels, 0, -1), paging.splits, strict=True):
-                    below = paging.shift(level)
-                    size = 1 << below
-                    entries = self._pages.get(table)
-                    if entries is None:
-                        entries = self._whole_table(table, level, one)
-                    entry = int(entries[(one >> below) & ((1 << bits) - 1)])
-                    if not entry & paging.present:
-                        break
-                    if level == 1 or (level in paging.large and entry & paging.large_bit):
-                        shift = ((entry & paging.address & -size) - (one & -size)) & MASK64
-                        break
-                    table = entry & paging.address
-            shifts.append(shift)
-            sizes.append(size)
+        found = [self._walk_one(one) for one in va.tolist()]
+        shifts, sizes = zip(*found, strict=True)
         return np.array(shifts, dtype=np.uint64), np.array(sizes, dtype=np.uint64)
+
+    def _walk_one(self, va: int) -> tuple[int, int]:
+        """As `_walk`, of one address."""
+        paging = self.paging
+        if va >> (paging.canonical - 1) not in (0, (1 << (65 - paging.canonical)) - 1):
+            return int(_UNMAPPED), PAGE_SIZE
+        table, below = self.root, PAGE_SHIFT
+        for below, mask, level, large in self._steps:
+            entries = self._pages.get(table)
+            if entries is None:
+                entries = self._whole_table(table, level, va)
+            entry = int(entries[(va >> below) & mask])
+            if not entry & paging.present:
+                break
+            if level == 1 or entry & large:
+                size = 1 << below
+                return ((entry & paging.address & -size) - (va & -size)) & MASK64, size
+            table = entry & paging.address
+        return int(_UNMAPPED), 1 << below
 
     def _whole_table(self, table: int, level: int, va: int) -> U64:
         """One table, read whole and remembered; zeros where it cannot be read."""
@@ -307,6 +345,10 @@ class AddressSpace:
 
         The integer twin of `translate`, over the same paging data; a property test holds the two equal.
         """
+        if self._depth:
+            shift, _ = self._walk_one(va & MASK64)
+            if not shift & 1:
+                return (va + shift) & MASK64
         paging = self.paging
         sign = (va & MASK64) >> (paging.canonical - 1)
         if sign not in (0, (1 << (65 - paging.canonical)) - 1):

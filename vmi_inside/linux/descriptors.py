@@ -35,10 +35,7 @@ def descriptors(kernel: Kernel, tasks: Structs) -> Descriptors:
     tables = holders.follow("fdt").fetch("max_fds", "fd")
     size = np.clip(tables.number("max_fds"), 0, DESCRIPTOR_LIMIT) * 8
     got = ragged.gather(kernel.space, tables.pointer("fd"), size)
-    word, table = got.words()
-    number = np.arange(len(word)) - (np.cumsum(got.size // 8) - got.size // 8)[table]
-    used = word != 0
-    word, table, number = word[used], table[used], number[used]
+    word, table, number = got.words()
     # Each task takes the rows of its table.
     count = np.bincount(table, minlength=len(unique))
     first = np.cumsum(count) - count

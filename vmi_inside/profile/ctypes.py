@@ -41,7 +41,8 @@ class CType:
     `name` is the type's own, empty for pointers, arrays and anonymous types.
     """
 
-    __slots__ = ("_load_members", "_load_target", "_members", "_target", "count", "kind", "name", "signed", "size")
+    __slots__ = ("_found", "_load_members", "_load_target", "_members", "_target", "count", "kind", "name", "signed",
+                 "size")  # fmt: skip
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class CType:
         self._load_members = members
         self._target: CType | None = None
         self._members: Mapping[str, Member] | None = None
+        self._found: dict[str, Member | None] = {}
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name or '(anonymous)'}, {self.size} bytes>"
@@ -101,6 +103,11 @@ class CType:
         plain = self.members.get(path)
         if plain is not None:
             return plain
+        if path not in self._found:
+            self._found[path] = self._step_to(path)
+        return self._found[path]
+
+    def _step_to(self, path: str) -> Member | None:
         here: CType = self
         offset = 0
         last: Member | None = None

@@ -74,6 +74,10 @@ class Profile:
     def __init__(self, build: Build, origin: int) -> None:
         self.build = build
         self.origin = origin
+        # What was asked for will be asked for again: by each table, at each reading.
+        self._symbols: dict[str, int | None] = {}
+        self._structs: dict[str, CType | None] = {}
+        self._enumerators: dict[str, int | None] = {}
 
     def __repr__(self) -> str:
         return f"<Profile {self.release}, {len(self.symbols)} symbols, {len(self.types)} types>"
@@ -112,17 +116,20 @@ class Profile:
 
     def symbol(self, name: str) -> int:
         """The address of a symbol; of a per-CPU one before 6.15 its offset in the per-CPU area. Raises `NoSymbol`."""
-        row = self.symbols.find(name)
-        if row is None:
+        found = self.find_symbol(name)
+        if found is None:
             raise NoSymbol(name)
-        return self._address(row)
+        return found
 
     def find_symbol(self, *names: str) -> int | None:
         """The address of the first of these symbols that the kernel has, or None."""
         for name in names:
-            row = self.symbols.find(name)
-            if row is not None:
-                return self._address(row)
+            if name not in self._symbols:
+                row = self.symbols.find(name)
+                self._symbols[name] = None if row is None else self._address(row)
+            found = self._symbols[name]
+            if found is not None:
+                return found
         return None
 
     def symbols_named(self, name: str) -> list[int]:
@@ -154,7 +161,9 @@ class Profile:
     def struct(self, *names: str) -> CType:
         """The first of these structs or unions that the kernel has. Raises `NoMember`."""
         for name in names:
-            found = self.types.struct(name)
+            if name not in self._structs:
+                self._structs[name] = self.types.struct(name)
+            found = self._structs[name]
             if found is not None:
                 return found
         raise NoMember(" or ".join(names))
@@ -170,7 +179,9 @@ class Profile:
     def enumerator(self, *names: str) -> int | None:
         """The value of the first of these enumerators that the kernel has, or None."""
         for name in names:
-            found = self.types.enumerator(name)
+            if name not in self._enumerators:
+                self._enumerators[name] = self.types.enumerator(name)
+            found = self._enumerators[name]
             if found is not None:
                 return found
         return None

@@ -302,8 +302,8 @@ class SocketRows:
 
 def _named(codes: I64, names: dict[int, str]) -> Text:
     """Names of codes; the number itself where it has none."""
-    known = {code: names.get(code, str(code)) for code in set(codes.tolist())}
-    return text(known[code] for code in codes.tolist())
+    unique, back = np.unique(codes, return_inverse=True)
+    return text(names.get(code, str(code)) for code in unique.tolist())[back]
 
 
 def _printed(family: int, raw: NDArray[np.void]) -> Text:
