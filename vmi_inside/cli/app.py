@@ -23,6 +23,22 @@ COMMANDS: Final = {
     "completion": "vmi_inside.cli.completion:completion",
 }
 
+#: Where `--help` lists them; what is not named here stands under the last heading.
+SECTIONS: Final = {
+    "Guests": ("guests", "info", "sql", "snapshot", "diff"),
+    "Is the guest lying?": ("check",),
+    "Processes": (
+        "ps", "lsof", "maps", "envs", "namespaces", "creds", "limits", "signals", "stack", "containers", "memory",
+    ),
+    "Network": ("ss", "interfaces", "addresses", "routes", "arp", "netfilter", "nftables"),
+    "Kernel": (
+        "lsmod", "dmesg", "mounts", "block", "iomem", "keys", "timers", "bpf", "kprobes", "ftrace", "tracepoints",
+        "meminfo", "slabinfo",
+    ),
+    "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
+    "More": (),
+}  # fmt: skip
+
 
 class Commands(click.Group):
     """Commands by name, loaded late; errors of the library become a line and an exit code."""
@@ -38,6 +54,20 @@ class Commands(click.Group):
         module, _, function = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(import_module(module), function)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List them under headings."""
+        headings = {name: title for title, names in SECTIONS.items() for name in names}
+        width = formatter.width - 6 - max(map(len, COMMANDS))
+        for title in SECTIONS:
+            rows = []
+            for name in COMMANDS:
+                command = self.get_command(ctx, name) if headings.get(name, "More") == title else None
+                if command is not None:
+                    rows.append((name, command.get_short_help_str(width)))
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
