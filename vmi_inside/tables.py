@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.threads import Threads
@@ -95,3 +96,4 @@ class Tables:
     process_open_sockets: Reading[OpenSockets] = Reading(
         "linux.sockets:process_open_sockets", "All sockets, and who holds them."
     )
+    kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "info": "vmi_inside.cli.info:info",
     "ps": "vmi_inside.cli.ps:ps",
     "ss": "vmi_inside.cli.ss:ss",
+    "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "completion": "vmi_inside.cli.completion:completion",
 }
 
