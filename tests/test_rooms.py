@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("memory", "arch"),
     ("drivers", "space"),
     ("profile",),
-    ("structs", "ragged", "walk", "table", "kernel"),
+    ("structs", "ragged", "walk", "maple", "table", "kernel"),
     ("linux", "windows", "control"),
     ("tables",),
     ("domains",),

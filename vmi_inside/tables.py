@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_ty
 
 if TYPE_CHECKING:
     from vmi_inside.linux.modules import KernelModules
+    from vmi_inside.linux.memory_map import MemoryMap
+    from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.threads import Threads
@@ -95,5 +97,11 @@ class Tables:
     threads: Reading[Threads] = Reading("linux.threads:threads", "All threads of all processes.")
     process_open_sockets: Reading[OpenSockets] = Reading(
         "linux.sockets:process_open_sockets", "All sockets, and who holds them."
+    )
+    process_open_files: Reading[OpenFiles] = ReadingOfProcesses(
+        "linux.open_files:process_open_files", "All open files, working directories, roots and executables."
+    )
+    process_memory_map: Reading[MemoryMap] = ReadingOfProcesses(
+        "linux.memory_map:process_memory_map", "The regions of all processes' memory."
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")

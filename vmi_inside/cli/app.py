@@ -20,7 +20,10 @@ COMMANDS: Final = {
     "info": "vmi_inside.cli.info:info",
     "ps": "vmi_inside.cli.ps:ps",
     "ss": "vmi_inside.cli.ss:ss",
+    "lsof": "vmi_inside.cli.lsof:lsof",
+    "maps": "vmi_inside.cli.maps:maps",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
+    "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,16 @@ _HOP_LIMIT: Final = 64  # typedefs and qualifiers of one type, nested anonymous 
 _MEMBER_LIMIT: Final = 1 << 16  # of one struct, flattened
 _NAME_LIMIT: Final = 512
 _LOST: Final = 1 << 30  # words; farther than any type can be
+
+
+class Record(NamedTuple):
+    """One type as it is written: `last` is its size or the type that it refers to, `words` what follows."""
+
+    kind: int
+    name: str
+    flag: bool
+    last: int
+    words: tuple[int, ...]
 
 
 class Btf:
@@ -178,6 +188,17 @@ class Btf:
         if found is None:
             found = self._known[one] = self._make(one)
         return found
+
+    def record(self, one: int) -> Record:
+        """A type as the format has it, typedefs and qualifiers standing for themselves. Raises `WrongProfile`."""
+        name_at, info, last = self._record(one)
+        kind, count = _kind(info), info & 0xFFFF
+        words = self._unpack(f"<{_ONCE.get(kind, 0) + count * _EACH.get(kind, 0)}I", one, 12)
+        return Record(kind, self.string(name_at), bool(info >> 31), last, words)
+
+    def enumerators(self, one: int) -> list[tuple[str, int]]:
+        """Names and values of the enum of that id."""
+        return list(self._enumerators(one))
 
     def _record(self, one: int) -> tuple[int, int, int]:
         """A type's three words: where its name stands, kind and count, its size or the type that it refers to."""

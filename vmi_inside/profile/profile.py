@@ -191,17 +191,18 @@ class Profile:
 
         BTF tells the types of per-CPU variables only, on most kernels; `profiles/linux/globals.json` has others.
         """
-        found = self.types.variable(name)
-        if found is not None:
-            return found
-        alternatives = _globals().get(name)
-        if alternatives is None:
-            raise NoMember(f"typeof({name})")
-        for text in alternatives:
+        found = self.types.variable(name) or self.listed_type(name)
+        if found is None:
+            raise NoMember(" or ".join(_globals().get(name, [f"typeof({name})"])))
+        return found
+
+    def listed_type(self, name: str) -> CType | None:
+        """The type of a global by the table alone; None where it has none, or none that this kernel has."""
+        for text in _globals().get(name, ()):
             found = self._parse(text)
             if found is not None:
                 return found
-        raise NoMember(" or ".join(alternatives))
+        return None
 
     def _parse(self, text: str) -> CType | None:
         """The type that C would write so: a name, then asterisks, then one length in brackets."""
