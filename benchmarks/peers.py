@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers [--rounds N] [--kernel NAME] [--markdown FILE]
 
-Whole commands, from start to exit, in turn. Volatility3 is given a symbol table that `vmi-inside profile export` made and
-that it has indexed before, which is the quickest that it can be; making one from a debug package is not counted. The
-guest has four-level paging, since with five volatility3 lists nothing. A peer that fails is said to have failed.
+Whole commands, from start to exit, in turn. Volatility3 is given a symbol table that `vmi-inside profile export` made
+and that it has indexed before, which is the quickest that it can be; making one from a debug package is not counted.
+The guest has four-level paging, since with five volatility3 lists nothing. A peer that fails is said to have failed.
 """
 
 from __future__ import annotations

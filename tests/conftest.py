@@ -29,6 +29,9 @@ _MOST_VARIANTS: Final = 2  # guests kept running beside the shared one: they sha
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="leave out the tests that need a guest in QEMU")
+    parser.addoption(
+        "--lab-keep", action="store_true", help="use the guests of `python -m tests.lab`, and leave them running"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,11 +72,16 @@ def lab(_prerequisites: None) -> Iterator[Daemon]:
 
 
 @pytest.fixture(scope="session")
-def lab_boot(lab: Daemon) -> Boot:
+def lab_boot(request: pytest.FixtureRequest) -> Boot:
     """Boots guests of any shape, or gives the one that runs already. Tests leave them as they were.
 
     Few are kept: a guest not asked for lately may be gone, so ask in each test.
     """
+    if request.config.getoption("--lab-keep"):
+        from tests.lab.__main__ import kept
+
+        return lambda **shape: kept(Shape(**shape))
+    lab: Daemon = request.getfixturevalue("lab")
     running: dict[Shape, LabGuest] = {}
 
     def boot(**shape: Any) -> LabGuest:

@@ -19,7 +19,7 @@ Key = tuple[int, str]
 
 @pytest.fixture(params=["6.1-cloud", "new-cloud"])
 def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
-    yield lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
+    return lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
 
 
 def links(guest: LabGuest) -> dict[Key, str]:
@@ -52,11 +52,6 @@ def by_key(table: OpenFiles) -> dict[Key, tuple]:
     return {(row.pid, row.descriptor): row for row in table}
 
 
-def gone(guest: LabGuest, keys: set[Key]) -> set[Key]:
-    there = {pid for pid in {key[0] for key in keys} if guest.ask(f"test -d /proc/{pid} && echo 1", check=False)}
-    return {key for key in keys if key[0] not in there}
-
-
 def read(seen: vmi_inside.Guest) -> dict[Key, tuple]:
     table = seen.process_open_files()
     assert table.notes == ()
@@ -64,44 +59,55 @@ def read(seen: vmi_inside.Guest) -> dict[Key, tuple]:
     return by_key(table)
 
 
+def lasting(guest: LabGuest, differences: Callable[[], dict[Key, object]]) -> dict[Key, object]:
+    """What differs, and still does when both sides are asked again: a guest lives on while it is compared.
+
+    The agent's own files are left out: its pipes to the shell are there only while it answers.
+    """
+    agent = int(guest.ask("echo $PPID"))
+    first = differences()
+    again = differences() if first else {}
+    return {key: again[key] for key in first.keys() & again.keys() if key[0] != agent}
+
+
 def test_every_descriptor_and_where_it_leads(guest: LabGuest) -> None:
     with guest.attach() as seen:
-        told, found = links(guest), read(seen)
-    differing = told.keys() ^ found.keys()
-    # The agent's pipes to the shell are there only while it answers.
-    agent = int(guest.ask("echo $PPID"))
-    assert {key for key in differing - gone(guest, differing) if key[0] != agent} == set()
-    wrong = {key: (told[key], found[key].path) for key in told.keys() & found.keys() if told[key] != found[key].path}
-    assert {key: pair for key, pair in wrong.items() if key not in gone(guest, set(wrong))} == {}
-    assert len(told.keys() & found.keys()) > 3000
-    for row in found.values():
-        assert row.deleted == row.path.endswith(" (deleted)"), row
-        assert row.fd == {"cwd": -1, "rtd": -2, "txt": -3}.get(row.descriptor, row.fd)
-        assert row.descriptor in ("cwd", "rtd", "txt", str(row.fd))
+
+        def differences() -> dict[Key, object]:
+            told, found = links(guest), {key: row.path for key, row in read(seen).items()}
+            assert len(told.keys() & found.keys()) > 3000
+            return {key: (told.get(key), found.get(key)) for key in told | found if told.get(key) != found.get(key)}
+
+        assert lasting(guest, differences) == {}
+        for row in seen.process_open_files():
+            assert row.deleted == row.path.endswith(" (deleted)"), row
+            assert row.fd == {"cwd": -1, "rtd": -2, "txt": -3}.get(row.descriptor, row.fd)
+            assert row.descriptor in ("cwd", "rtd", "txt", str(row.fd))
 
 
 def test_what_each_descriptor_is(guest: LabGuest) -> None:
     with guest.attach() as seen:
-        found = read(seen)
+        assert lasting(guest, lambda: wrong_rows(guest, read(seen))) == {}
+
+
+def wrong_rows(guest: LabGuest, found: dict[Key, tuple]) -> dict[Key, object]:
     infos = numbers(guest, "find [0-9]*/fdinfo -type f | xargs grep -HsE '^(pos|flags):'")
     stats = numbers(guest, "find [0-9]*/fd -type l | xargs stat -L -c '%n %f %s %i %d'")
     shared = found.keys() & infos.keys() & stats.keys()
     assert len(shared) > 2500
-    wrong = []
+    wrong: dict[Key, object] = {}
     for key in shared:
         row = found[key]
         told = dict(line.split(":\t") for line in infos[key])
         mode, size, inode, device = stats[key][0].split()
-        major_minor = f"{int(device) >> 8}:{int(device) & 255}"
         access = "rwu "[int(told["flags"], 8) & 3].strip()
         kind = KINDS.get(int(mode, 16) >> 12)
         mine = (row.offset, row.flags, row.access, row.inode, row.device)
-        if mine != (int(told["pos"]), told["flags"], access, int(inode), major_minor):
-            wrong.append((key, mine, told, stats[key]))
+        if mine != (int(told["pos"]), told["flags"], access, int(inode), f"{int(device) >> 8}:{int(device) & 255}"):
+            wrong[key] = (mine, told, stats[key])
         if (row.size != int(size) and kind != "sock") or (kind != row.type and kind and row.type in KINDS.values()):
-            wrong.append((key, row, stats[key]))
-    ended = gone(guest, {each[0] for each in wrong})
-    assert [each for each in wrong if each[0] not in ended] == []
+            wrong[key] = (row, stats[key])
+    return wrong
 
 
 def test_kinds(guest: LabGuest) -> None:

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
-    from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.memory_map import MemoryMap
+    from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.sockets import OpenSockets

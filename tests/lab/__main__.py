@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.lab import CACHE, LabError, missing_prerequisites
 from tests.lab.demo import demo
-from tests.lab.guest import Shape
+from tests.lab.guest import LabGuest, Shape
 from tests.lab.kernels import SUITES, kernel, locked
 
 if TYPE_CHECKING:
@@ -62,13 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return demo()
     daemon = _daemon()
     if arguments.command == "boot":
-        if daemon is None:
-            _check()
-            from tests.lab.libvirt import Daemon
-
-            daemon = Daemon.start()
-            _SESSION.parent.mkdir(parents=True, exist_ok=True)
-            _SESSION.write_text(json.dumps({"root": str(daemon.root), "pid": daemon.pid}))
+        daemon = daemon or _start()
         shape = Shape(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Shape)})
         guest = daemon.boot(shape, arguments.name)
         print(f"{guest.uri} {guest.name} pid={guest.pid}")
@@ -89,6 +84,38 @@ def _run(arguments: argparse.Namespace) -> int:
         daemon.stop()
         _SESSION.unlink(missing_ok=True)
     return 0
+
+
+def kept(shape: Shape) -> LabGuest:
+    """The guest of that shape, and of the workload as it is now, in the daemon that is kept; booted when not there."""
+    told = f"{shape} {_workload_id()}"
+    name = f"kept-{shape.kernel}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    with locked(_SESSION):
+        daemon = _daemon() or _start()
+        try:
+            guest = daemon.guest(name)
+        except LabError:
+            return daemon.boot(shape, name)
+        guest.shape = shape
+        return guest
+
+
+def _workload_id() -> str:
+    from tests.lab import initramfs
+
+    sources = sorted(path for path in Path(initramfs.__file__).parent.rglob("*") if path.suffix in (".c", ".h", ""))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file())).hexdigest()
+
+
+def _start() -> Daemon:
+    """A daemon that is kept between calls."""
+    from tests.lab.libvirt import Daemon
+
+    _check()
+    daemon = Daemon.start()
+    _SESSION.parent.mkdir(parents=True, exist_ok=True)
+    _SESSION.write_text(json.dumps({"root": str(daemon.root), "pid": daemon.pid}))
+    return daemon
 
 
 def _check() -> None:

@@ -140,8 +140,9 @@ class _Map:
 
     @cached_property
     def _vmas(self) -> Structs:
-        """The structs, one a row."""
-        return self.kernel.structs(self.regions.vma.type, self.address)
+        """The structs, one a row, with what tells their names."""
+        rows = self.kernel.structs(self.regions.vma.type, self.address)
+        return rows.fetch("vm_ops", "vm_private_data", *(name for name in ("anon_name",) if rows.has(name)))
 
     def _named(self, out: Text) -> None:
         """Put in names that the process gave (prctl PR_SET_VMA; 5.17 and later)."""

@@ -28,8 +28,9 @@ _ANONYMOUS: Final = {
     "eventpoll": "epoll", "perf_event": "perf", "bpf-map": "bpf", "bpf-prog": "bpf", "bpf_link": "bpf",
     "bpf_iter": "bpf", "bpf-token": "bpf", "btf": "bpf",
 }  # fmt: skip
-#: f_mode of a file that stands for another one of a stacked file system (include/linux/fs.h; 6.5 and later).
-_FMODE_BACKING: Final = 1 << 25
+#: FMODE_BACKING, bit 25 from 6.5 to 6.13 and 24 since: a file that stands for one of a stacked file system. The other
+#: bit means something else, so that it says only where to look.
+_FMODE_BACKING: Final = 1 << 24 | 1 << 25
 _DELETED: Final = " (deleted)"
 _MINOR_BITS: Final = 20
 
@@ -225,9 +226,13 @@ def opened(kernel: Kernel, files: Structs) -> Opened:
     files.fetch("f_path.dentry", "f_path.mnt", "f_inode")
     at, mount = files.pointer("f_path.dentry").copy(), files.pointer("f_path.mnt").copy()
     backing = kernel.find_struct("backing_file")
-    if backing is not None and backing.has("user_path") and files.has("f_mode"):
+    if backing is not None and backing.has("user_path"):
         # The path of a file that stands for an overlay's is kept beside it.
         rows = np.flatnonzero(files.unsigned("f_mode") & np.uint64(_FMODE_BACKING))
         shown = files.select(rows).holder(backing, "file").fetch("user_path.dentry", "user_path.mnt")
+        mounts = kernel.structs("vfsmount", shown.pointer("user_path.mnt"))
+        system = kernel.structs("dentry", shown.pointer("user_path.dentry")).pointer("d_sb")
+        is_path = (system != 0) & (mounts.pointer("mnt_sb") == system)
+        rows, shown = rows[is_path], shown.select(is_path)
         at[rows], mount[rows] = shown.pointer("user_path.dentry"), shown.pointer("user_path.mnt")
     return Opened(kernel, at, mount, files.pointer("f_inode"))
