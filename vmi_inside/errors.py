@@ -4,6 +4,7 @@
     ├── AttachError ── NoSuchDomain, NotRunning, PermissionDenied, UnknownKernel, BadDump, GuestGone
     ├── MemoryFault ── PageFault(va, level, entry), NoMemory(pa)
     ├── ProfileError ── NoSymbol, NoMember, WrongProfile
+    ├── BadQuery
     └── Unsupported
 
 A message names the domain, the address or the thing missing, and the next step.
@@ -97,6 +98,10 @@ class NoMember(ProfileError):
 
 class WrongProfile(ProfileError):
     """A profile of another kernel build, or a damaged one."""
+
+
+class BadQuery(VmiError):
+    """A query in SQL that cannot be answered: its grammar, an unknown table or column, a result without end."""
 
 
 class Unsupported(VmiError):

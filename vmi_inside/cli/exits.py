@@ -27,7 +27,7 @@ INTERRUPTED: Final = 130
 EXITS: Final = (
     Exit(0, "done"),
     Exit(NOTHING, "nothing matched what was asked for, or another error", (VmiError,)),
-    Exit(2, "wrong usage: an unknown option, column or value"),
+    Exit(2, "wrong usage: an unknown option, column or value, a query that makes no sense", (errors.BadQuery,)),
     Exit(3, "no such guest, file or socket", (errors.NoSuchDomain,)),
     Exit(4, "the guest is not running", (errors.NotRunning,)),
     Exit(5, "permission denied", (errors.PermissionDenied,)),
