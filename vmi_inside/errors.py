@@ -4,7 +4,7 @@
     ├── AttachError ── NoSuchDomain, NotRunning, PermissionDenied, UnknownKernel, BadDump, GuestGone
     ├── MemoryFault ── PageFault(va, level, entry), NoMemory(pa)
     ├── ProfileError ── NoSymbol, NoMember, WrongProfile
-    ├── BadQuery
+    ├── BadQuery, BadSnapshot
     └── Unsupported
 
 A message names the domain, the address or the thing missing, and the next step.
@@ -98,6 +98,10 @@ class NoMember(ProfileError):
 
 class WrongProfile(ProfileError):
     """A profile of another kernel build, or a damaged one."""
+
+
+class BadSnapshot(VmiError):
+    """The file is no snapshot, or a damaged one."""
 
 
 class BadQuery(VmiError):

@@ -24,6 +24,8 @@ COMMANDS: Final = {
     "maps": "vmi_inside.cli.maps:maps",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "sql": "vmi_inside.cli.sql:sql",
+    "snapshot": "vmi_inside.cli.snapshot:snapshot",
+    "diff": "vmi_inside.cli.diff:diff",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }

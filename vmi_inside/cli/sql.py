@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vmi_inside.cli import complete
+from vmi_inside.cli.diff import KEPT
 from vmi_inside.cli.fields import plain
 from vmi_inside.cli.options import Target, connect_option, output_options
 from vmi_inside.cli.output import Output
 
 if TYPE_CHECKING:
+    from vmi_inside.sql import Source
     from vmi_inside.table import Table
 
 
@@ -48,10 +51,18 @@ def sql(names: tuple[str, ...], text: str, connect: str | None, output: Output) 
     if not names:
         raise click.UsageError("Missing argument 'TARGET...': which guest is to be asked?")
     with ExitStack() as stack:
-        guests = [stack.enter_context(Target(name, connect).attach(output)) for name in names]
-        found = asked.query(guests, text)
+        found = asked.query([_source(name, connect, output, stack) for name in names], text)
     fields = output.choose(found.columns, plain(*found.columns))
     output.write(output.ordered(found), fields)
+
+
+def _source(name: str, connect: str | None, output: Output, stack: ExitStack) -> Source:
+    """A guest, or a snapshot that was kept."""
+    if name.startswith(KEPT):
+        from vmi_inside import saved
+
+        return saved.load(Path(name.removeprefix(KEPT)))
+    return stack.enter_context(Target(name, connect).attach(output))
 
 
 def _told(text: str, output: Output) -> None:
