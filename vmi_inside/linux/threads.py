@@ -68,6 +68,6 @@ def threads(kernel: Kernel, columns: Iterable[str] | None = None) -> Threads:
         faults.mark(~tasks.fault & (tasks.address != 0) & (tasks.number("pid") != number), "task has another pid")
         view = View(kernel, number, pid, tasks, faults, every)
         made = {name: _COLUMNS[name] for name in wanted if name in _COLUMNS}
-        data, notes = make_columns(made, view, len(tasks))
+        data, notes = make_columns(made, view, Threads)
         data["fault"] = faults.column()
         return Threads(data, (*every.faults, *notes))
