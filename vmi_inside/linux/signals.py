@@ -20,7 +20,7 @@ from vmi_inside.linux.tasks import PIDTYPE_PID
 from vmi_inside.linux.view import TaskColumn, View, process_table
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Table, Text, text
-from vmi_inside.types import I64, U64, Mask
+from vmi_inside.types import I64, U64
 
 #: Signals by number (arch/x86/include/uapi/asm/signal.h), from 1.
 SIGNALS: Final = (
@@ -102,11 +102,15 @@ class _View(View):
         return _number(self.tasks, "pending.signal" if name == "pending" else "blocked")
 
     def stop_signal(self) -> Text:
-        """What stopped it: of a traced one what its tracer was told, else what stopped the group."""
+        """What stopped it: of a traced one the signal that its tracer is told of, else what stopped the group."""
         letter = states.letters(self.tasks.number(states.STATE), self.tasks.number("exit_state"))
-        told = self.tasks.number("exit_code") & 0x7F
-        code = np.where(letter == "t", told, self.tasks.number("jobctl") & _STOP_SIGNAL)
-        code = np.where((letter == "t") | (letter == "T"), code, np.int64(0))
+        traced, stopped = letter == "t", letter == "T"
+        told = self.tasks.type.member("last_siginfo").type.target
+        infos = self.kernel.structs(told, np.where(traced, self.tasks.pointer("last_siginfo"), np.uint64(0)))
+        code = infos.number("si_signo")
+        self.noted(infos, "stop signal")
+        # Without one it is the group's stop that its tracer sees.
+        code = np.where((traced | stopped) & (code == 0), self.tasks.number("jobctl") & _STOP_SIGNAL, code)
         return text(signal_name(each) if each else "" for each in code.tolist())
 
     @cached_property
@@ -165,7 +169,7 @@ _COLUMNS: Final[dict[str, TaskColumn[_View]]] = {
     "name": TaskColumn(lambda view: text(task_names(view.kernel, view.tasks)), ("comm", "flags")),
     **{name: TaskColumn(_names(name), _MEMBERS[name]) for name in _SETS},
     **{f"{name}_mask": TaskColumn(_masks(name), _MEMBERS[name]) for name in _SETS},
-    "stop_signal": TaskColumn(_View.stop_signal, (states.STATE, "exit_state", "exit_code", "jobctl")),
+    "stop_signal": TaskColumn(_View.stop_signal, (states.STATE, "exit_state", "last_siginfo", "jobctl")),
     "tracer": TaskColumn(_View.tracer, ("ptrace", "parent")),
     "ptrace": TaskColumn(_ptrace, ("ptrace",)),
     "tracees": TaskColumn(_View.tracees, ("signal",)),
