@@ -67,7 +67,7 @@ def signal_name(number: int) -> str:
     """What a signal is called: `TERM`, `RTMIN+2` (as glibc's programs count); its number where it has no name."""
     if 0 < number <= len(SIGNALS):
         return SIGNALS[number - 1]
-    if number < _REALTIME:
+    if number < _REALTIME or number > _LAST:
         return str(number)
     return f"RTMIN+{number - _REALTIME}" if number > _REALTIME else "RTMIN"
 
@@ -97,7 +97,7 @@ class _View(View):
         if name in ("ignored", "caught"):
             return self._handlers[name == "caught"]
         if name == "shared":
-            shared = self.noted(self.tasks.follow("signal"), "signal struct")
+            shared = self.noted(self.tasks.follow("signal").fetch("shared_pending.signal"), "signal struct")
             return _number(shared, "shared_pending.signal")
         return _number(self.tasks, "pending.signal" if name == "pending" else "blocked")
 
