@@ -19,6 +19,10 @@ _TASK = """
     sessionid 0xbac u32
     seccomp 0xbb0 seccomp
 """
+_SIGNAL = """
+    shared_pending 0x20 sigpending
+    rlim 0x300 rlimit[16]
+"""
 _STRUCTS = """
 sigset 8
     sig 0 u64[1]
@@ -38,13 +42,6 @@ seccomp 16
 rlimit 16
     rlim_cur 0 u64
     rlim_max 8 u64
-signal_struct 1100
-    nr_threads 8 i32
-    shared_pending 0x20 sigpending
-    utime 0x1a0 u64
-    stime 0x1a8 u64
-    sum_sched_runtime 0x280 u64
-    rlim 0x300 rlimit[16]
 group_info 8
     ngroups 4 i32
     gid 8 kuid[0]
@@ -113,7 +110,12 @@ class DetailsGuest(LinuxGuest):
     def __init__(self, levels: int = 4, *, older: bool = False, scattered: bool = False, seed: int = 1) -> None:
         super().__init__(levels, older=older, scattered=scattered, seed=seed)
         base = (NEWER, OLDER) if older else (NEWER,)
-        more = (_CAPS[older], _STRUCTS, extended(base[-1], "task_struct", _TASK))
+        more = (
+            _CAPS[older],
+            _STRUCTS,
+            extended(base[-1], "task_struct", _TASK),
+            extended(NEWER, "signal_struct", _SIGNAL),
+        )
         names = [line.split()[0] for text in more for line in text.splitlines() if line and not line.startswith(" ")]
         whole = Layout(*base, *more)
         self.profile.layout.structs.update({name: whole.structs[name] for name in names})

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import names, states
+from vmi_inside.linux import names, places, scheduling, states
 from vmi_inside.linux.view import DEFAULT_PRIORITY, TaskColumn, View, process_table, start_times
 from vmi_inside.table import Table, Text, text
 from vmi_inside.types import I64, PAGE_SIZE, U64
@@ -42,6 +42,16 @@ class Processes(Table):
     cgroup_path: Text
     pid_namespace: I64  # inode number
     net_namespace: I64  # inode number
+    cwd: Text
+    root: Text
+    on_disk: I64  # 1: the executable has a name; 0: it was deleted or never had one (memfd); -1: there is none
+    tty: Text  # pts/3, ttyS0; empty without a terminal
+    pgroup: I64
+    session: I64
+    oom_score_adj: I64
+    policy: Text  # scheduling class: other fifo rr batch idle deadline ext
+    rt_priority: I64  # 1 to 99 in fifo and rr
+    processor: I64  # CPU that its first thread runs on, or ran on last
     kernel_thread: np.ndarray[tuple[int], np.dtype[np.bool_]]
     address: U64  # of the task_struct
 
@@ -50,7 +60,7 @@ def _cred(name: str) -> TaskColumn[View]:
     return TaskColumn(lambda view: view.cred.number(f"{name}.val"), ("real_cred",))
 
 
-_COLUMNS: dict[str, TaskColumn[View]] = {
+_COLUMNS: dict[str, TaskColumn[places.Placed]] = {
     "pid": TaskColumn(lambda view: view.number),
     "parent": TaskColumn(View.parent, ("real_parent",)),
     "name": TaskColumn(lambda view: text(names.task_names(view.kernel, view.tasks)), ("comm", "flags")),
@@ -71,6 +81,8 @@ _COLUMNS: dict[str, TaskColumn[View]] = {
     "cgroup_path": TaskColumn(View.cgroup, ("cgroups",)),
     "pid_namespace": TaskColumn(View.pid_namespace),
     "net_namespace": TaskColumn(View.net_namespace, ("nsproxy",)),
+    **places.COLUMNS,
+    **scheduling.COLUMNS,
     "kernel_thread": TaskColumn(lambda view: view.kernel_thread, ("flags",)),
     "address": TaskColumn(lambda view: view.tasks.address),
 }
@@ -81,4 +93,4 @@ def processes(kernel: Kernel, columns: Iterable[str] | None = None) -> Processes
 
     Raises `AttributeError` for a column that the table does not have.
     """
-    return process_table(kernel, Processes, _COLUMNS, columns, None, View)
+    return process_table(kernel, Processes, _COLUMNS, columns, None, places.Placed)

@@ -33,6 +33,7 @@ _CRED = ("uid.val", "gid.val", "euid.val", "egid.val", "suid.val", "sgid.val")
 
 T = TypeVar("T", bound=Table)
 V = TypeVar("V", bound="View")
+V_contra = TypeVar("V_contra", bound="View", contravariant=True)
 
 
 class View:
@@ -169,28 +170,32 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskColumn(Generic[V]):
+class TaskColumn(Generic[V_contra]):
     """How a column is made, and which members of the task itself it needs, so that these are one reading."""
 
-    make: Callable[[V], Column]
+    make: Callable[[V_contra], Column]
     task: tuple[Names, ...] = ()
 
 
-def process_view(kernel: Kernel, pids: frozenset[int] | None, members: Iterable[Names], kind: type[V]) -> V:
+def process_view(
+    kernel: Kernel, pids: frozenset[int] | None, members: Iterable[Names], kind: type[V], by: int = PIDTYPE_TGID
+) -> V:
     """All processes, or those in `pids`, with these members of their tasks, where the kernel has them.
 
-    Those that cannot be read or believed are marked. Call it in an `operation()`.
+    `by` PIDTYPE_PID it is all threads, or those whose number is in `pids`. Those that cannot be read or believed are
+    marked. Call it in an `operation()`.
     """
     every = all_pids(kernel)
-    number, pid, tasks = every.tasks(kernel, PIDTYPE_TGID)
+    own = "pid" if by == PIDTYPE_PID else "tgid"
+    number, pid, tasks = every.tasks(kernel, by)
     if pids is not None:
         chosen = np.isin(number, list(pids))
         number, pid, tasks = number[chosen], pid.select(chosen), tasks.select(chosen)
     faults = Faults(len(tasks))
-    tasks.fetch("tgid", *(names for names in members if tasks.has(*((names,) if isinstance(names, str) else names))))
+    tasks.fetch(own, *(names for names in members if tasks.has(*((names,) if isinstance(names, str) else names))))
     faults.mark(pid.fault, "pid unreadable")
     faults.mark(tasks.fault, "task unreadable")
-    faults.mark(~tasks.fault & (tasks.address != 0) & (tasks.number("tgid") != number), "task has another pid")
+    faults.mark(~tasks.fault & (tasks.address != 0) & (tasks.number(own) != number), "task has another pid")
     return kind(kernel, number, pid, tasks, faults, every)
 
 
@@ -201,16 +206,17 @@ def process_table(
     columns: Iterable[str] | None,
     pids: frozenset[int] | None,
     kind: type[V],
+    by: int = PIDTYPE_TGID,
 ) -> T:
     """A table of one row for each process, or for each in `pids`; `columns` asks for some columns only.
 
-    Raises `AttributeError` for a column that the table does not have.
+    `by` PIDTYPE_PID it is one row for each thread. Raises `AttributeError` for a column that the table does not have.
     """
     wanted = list(table.schema if columns is None else columns)
     table.check(wanted)
     asked = {name: makers[name] for name in wanted if name in makers}
     with kernel.operation():
-        view = process_view(kernel, pids, (names for column in asked.values() for names in column.task), kind)
+        view = process_view(kernel, pids, (names for column in asked.values() for names in column.task), kind, by)
         data, notes = make_columns({name: column.make for name, column in asked.items()}, view, table)
         data["fault"] = view.faults.column()
         return table(data, (*view.every.faults, *notes))
