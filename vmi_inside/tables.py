@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.containers import Containers
     from vmi_inside.linux.credentials import ProcessCredentials
     from vmi_inside.linux.environments import ProcessEnvs
     from vmi_inside.linux.limits import ProcessLimits
@@ -123,5 +124,8 @@ class Tables:
     )
     process_signals: Reading[ProcessSignals] = ReadingOfProcesses(
         "linux.signals:process_signals", "Signals of all processes, and who traces whom."
+    )
+    containers: Reading[Containers] = Reading(
+        "linux.containers:containers", "Containers, by control groups and namespaces."
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")

@@ -137,6 +137,11 @@ files_struct 704
     fdt 32 *fdtable
 css_set 500
     dfl_cgrp 0x88 *cgroup
+    cgrp_links 0x1e0 list_head
+cgrp_cset_link 48
+    cgrp 0 *cgroup
+    cset 8 *css_set
+    cgrp_link 32 list_head
 cgroup 2000
     kn 0x108 *kernfs_node
 kernfs_node 128

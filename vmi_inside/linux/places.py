@@ -1,4 +1,4 @@
-"""Where a process stands: directories, terminal, session, and whether its executable still has a name.
+"""Where a process stands: directories, terminal, session, container, and whether its executable still has a name.
 
 Knows `fs_struct` (include/linux/fs_struct.h), `signal_struct.pids` and `tty` (include/linux/sched/signal.h) and
 `tty_struct.name`. Open files are left to others.
@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from vmi_inside.linux.containers import memberships
 from vmi_inside.linux.paths import paths
 from vmi_inside.linux.view import TaskColumn, View
 from vmi_inside.table import Column, Text, text
@@ -45,6 +46,11 @@ class Placed(View):
         mine = slice(which * len(self.tasks), (which + 1) * len(self.tasks))
         self.faults.mark(~ok[mine], f"{word} incomplete")
         return found[mine]
+
+    @cached_property
+    def memberships(self) -> tuple[Text, Text]:
+        """The container and the unit of systemd that each is in."""
+        return memberships(self)
 
 
 def on_disk(view: View) -> I64:
@@ -85,5 +91,7 @@ COLUMNS: Final[dict[str, TaskColumn[Placed]]] = {
     "tty": TaskColumn(tty, ("signal",)),
     "pgroup": TaskColumn(_group(PIDTYPE_PGID, "process group"), ("signal",)),
     "session": TaskColumn(_group(PIDTYPE_SID, "session"), ("signal",)),
+    "container": TaskColumn(lambda view: view.memberships[0], ("cgroups",)),
+    "unit": TaskColumn(lambda view: view.memberships[1], ("cgroups",)),
     "oom_score_adj": TaskColumn(lambda view: view.signal.number("oom_score_adj"), ("signal",)),
 }

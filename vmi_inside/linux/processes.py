@@ -48,6 +48,8 @@ class Processes(Table):
     tty: Text  # pts/3, ttyS0; empty without a terminal
     pgroup: I64
     session: I64
+    container: Text  # id of the container that its control group names, as `containers` has it
+    unit: Text  # of systemd
     oom_score_adj: I64
     policy: Text  # scheduling class: other fifo rr batch idle deadline ext
     rt_priority: I64  # 1 to 99 in fifo and rr
