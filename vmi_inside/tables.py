@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.signals import ProcessSignals
     from vmi_inside.linux.sockets import OpenSockets
+    from vmi_inside.linux.stacks import ProcessStack
     from vmi_inside.linux.threads import Threads
     from vmi_inside.table import Table
 
@@ -124,6 +125,9 @@ class Tables:
     )
     process_signals: Reading[ProcessSignals] = ReadingOfProcesses(
         "linux.signals:process_signals", "Signals of all processes, and who traces whom."
+    )
+    process_stack: Reading[ProcessStack] = ReadingOfProcesses(
+        "linux.stacks:process_stack", "The kernel stacks of all threads that do not run."
     )
     containers: Reading[Containers] = Reading(
         "linux.containers:containers", "Containers, by control groups and namespaces."

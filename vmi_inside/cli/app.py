@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "creds": "vmi_inside.cli.creds:creds",
     "limits": "vmi_inside.cli.limits:limits",
     "signals": "vmi_inside.cli.signals:signals",
+    "stack": "vmi_inside.cli.stack:stack",
     "containers": "vmi_inside.cli.containers:containers",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "profile": "vmi_inside.cli.profile:profile",

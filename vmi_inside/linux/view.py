@@ -182,14 +182,14 @@ def process_view(
 ) -> V:
     """All processes, or those in `pids`, with these members of their tasks, where the kernel has them.
 
-    `by` PIDTYPE_PID it is all threads, or those whose number is in `pids`. Those that cannot be read or believed are
+    `by` PIDTYPE_PID it is all threads, or those of the processes in `pids`. Those that cannot be read or believed are
     marked. Call it in an `operation()`.
     """
     every = all_pids(kernel)
     own = "pid" if by == PIDTYPE_PID else "tgid"
     number, pid, tasks = every.tasks(kernel, by)
     if pids is not None:
-        chosen = np.isin(number, list(pids))
+        chosen = np.isin(tasks.number("tgid") if by == PIDTYPE_PID else number, list(pids))
         number, pid, tasks = number[chosen], pid.select(chosen), tasks.select(chosen)
     faults = Faults(len(tasks))
     tasks.fetch(own, *(names for names in members if tasks.has(*((names,) if isinstance(names, str) else names))))
