@@ -37,7 +37,13 @@ def populate(guest: LinuxGuest) -> LinuxGuest:
     guest.memory_of(init, b"/sbin/init\0--quiet\0", exe=exe)
     nsproxy = guest.new("nsproxy", net_ns=guest.init_net)
     root = guest.css_set(guest.root_cgroup)
-    guest.give(init, cgroups=root, nsproxy=nsproxy)
+    guest.give(init, cgroups=root, nsproxy=nsproxy, rt_priority=40, policy=1, cpu=1, thread_info__cpu=1)
+    vfsmount = guest.root_mount + guest.offset("mount", "mnt")
+    here = {"root__mnt": vfsmount, "root__dentry": guest.root_dentry, "pwd__mnt": vfsmount}
+    guest.give(init, fs=guest.new("fs_struct", **here, pwd__dentry=guest.dentry(guest.root_dentry, "home")))
+    guest.put("signal_struct", init.signal, tty=guest.new("tty_struct", name=b"pts7"), oom_score_adj=-1000)
+    for kind in (2, 3):
+        guest.poke("signal_struct", init.signal, f"pids[{kind}]", init.pid)
     guest.put("signal_struct", init.signal, utime=1_000_000_000, stime=0, sum_sched_runtime=2_000_000_000)
     guest.poke("task_struct", init.task, "se.sum_exec_runtime", 60_000_000)
 
@@ -85,7 +91,10 @@ def test_every_column(kind: dict[str, Any]) -> None:
         "uid": 0, "gid": 0, "euid": 0, "egid": 0, "suid": 0, "sgid": 0, "threads": 1, "nice": 0,
         "start_time": BOOTED + 2, "user_time": 2060 * 1030 // 1040, "system_time": 2060 * 10 // 1040,
         "resident_size": 4096 * (300 if kind["older"] else 303), "total_size": 300 * 4096, "cgroup_path": "/",
-        "pid_namespace": 0xEFFFFFFC, "net_namespace": 0xF0000001, "kernel_thread": False, "address": task[1].task,
+        "pid_namespace": 0xEFFFFFFC, "net_namespace": 0xF0000001,
+        "cwd": "/home", "root": "/", "on_disk": 1, "tty": "pts/7", "pgroup": 1,
+        "session": 1, "container": "", "unit": "", "oom_score_adj": -1000,
+        "policy": "fifo", "rt_priority": 40, "processor": 1, "kernel_thread": False, "address": task[1].task,
         "fault": "",
     }  # fmt: skip
     assert row(table, 70000) == {
@@ -94,7 +103,10 @@ def test_every_column(kind: dict[str, Any]) -> None:
         "threads": 2, "nice": -5, "start_time": BOOTED + 9, "user_time": 7, "system_time": 0,
         "resident_size": 4096 * (300 if kind["older"] else 303), "total_size": 300 * 4096,
         "cgroup_path": "/system.slice/nginx.service", "pid_namespace": 0xF0001234, "net_namespace": 0xF0005678,
-        "kernel_thread": False, "address": task[70000].task, "fault": "",
+        "cwd": "", "root": "", "on_disk": 0, "tty": "", "pgroup": 0, "session": 0, "container": "",
+        "unit": "nginx.service", "oom_score_adj": 0,
+        "policy": "other", "rt_priority": 0, "processor": 0, "kernel_thread": False,
+        "address": task[70000].task, "fault": "",
     }  # fmt: skip
     worker = row(table, 3)
     name = "kworker/0:1" if kind["older"] else "kworker/with_a_name_longer_than_comm"
@@ -106,6 +118,7 @@ def test_every_column(kind: dict[str, Any]) -> None:
         "",
         "",
     )
+    assert row(table, 2)["on_disk"] == -1
     assert row(table, 2)["total_size"] == 0, "a kernel thread's borrowed mm is not its own"
     dead = row(table, 100)
     assert (dead["state"], dead["uid"], dead["parent"], dead["net_namespace"]) == ("Z", 4_000_000_000, 70000, 0)
@@ -189,6 +202,26 @@ def test_a_pointer_to_nowhere(member: str, word: str, nowhere: int) -> None:
     guest, liar = crowd(scattered=True)
     guest.give(liar, **{member: nowhere})
     assert lied(guest, word)["name"] == "task10"
+
+
+@pytest.mark.parametrize("nowhere", [NOWHERE, HOLE, 0x0123_4567_89AB_CDEF, (1 << 64) - 8])
+@pytest.mark.parametrize(
+    ("member", "word"),
+    [("tty", "terminal unreadable"), ("pids[2]", "process group unreadable"), ("pids[3]", "session unreadable")],
+)
+def test_a_pointer_of_the_group_to_nowhere(member: str, word: str, nowhere: int) -> None:
+    guest, liar = crowd(scattered=True)
+    guest.poke("signal_struct", liar.signal, member, nowhere)
+    assert lied(guest, word)["name"] == "task10"
+
+
+def test_directories_and_policies_that_cannot_be() -> None:
+    guest, liar = crowd(scattered=True)
+    guest.give(liar, fs=NOWHERE, policy=99)
+    found = lied(guest, "cwd unreadable", "no such scheduling policy")
+    assert (found["cwd"], found["root"], found["policy"]) == ("", "", "")
+    guest.give(liar, fs=guest.new("fs_struct", pwd__dentry=NOWHERE, pwd__mnt=NOWHERE))
+    lied(guest, "cwd incomplete")
 
 
 def test_a_task_on_an_unmapped_page() -> None:

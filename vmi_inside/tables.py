@@ -10,11 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.containers import Containers
+    from vmi_inside.linux.credentials import ProcessCredentials
+    from vmi_inside.linux.environments import ProcessEnvs
+    from vmi_inside.linux.limits import ProcessLimits
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
+    from vmi_inside.linux.namespaces import ProcessNamespaces
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
+    from vmi_inside.linux.signals import ProcessSignals
     from vmi_inside.linux.sockets import OpenSockets
+    from vmi_inside.linux.stacks import ProcessStack
     from vmi_inside.linux.threads import Threads
     from vmi_inside.table import Table
 
@@ -103,5 +110,26 @@ class Tables:
     )
     process_memory_map: Reading[MemoryMap] = ReadingOfProcesses(
         "linux.memory_map:process_memory_map", "The regions of all processes' memory."
+    )
+    process_envs: Reading[ProcessEnvs] = ReadingOfProcesses(
+        "linux.environments:process_envs", "All processes' environment variables."
+    )
+    process_namespaces: Reading[ProcessNamespaces] = ReadingOfProcesses(
+        "linux.namespaces:process_namespaces", "The namespaces of all processes."
+    )
+    process_credentials: Reading[ProcessCredentials] = ReadingOfProcesses(
+        "linux.credentials:process_credentials", "All processes' ids, groups, capabilities and confinement."
+    )
+    process_limits: Reading[ProcessLimits] = ReadingOfProcesses(
+        "linux.limits:process_limits", "The resource limits of all processes."
+    )
+    process_signals: Reading[ProcessSignals] = ReadingOfProcesses(
+        "linux.signals:process_signals", "Signals of all processes, and who traces whom."
+    )
+    process_stack: Reading[ProcessStack] = ReadingOfProcesses(
+        "linux.stacks:process_stack", "The kernel stacks of all threads that do not run."
+    )
+    containers: Reading[Containers] = Reading(
+        "linux.containers:containers", "Containers, by control groups and namespaces."
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")

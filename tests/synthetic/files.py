@@ -65,9 +65,6 @@ ns_common 24
     inum 16 u32
 proc_ns_operations 72
     name 0 *char
-fs_struct 56
-    root 24 path
-    pwd 40 path
 fdtable 56
     max_fds 0 u32
     fd 8 *void
@@ -103,14 +100,6 @@ vm_area_struct 200
     anon_name 104 *anon_vma_name
     shared {shared} *void
 """
-_TASK = "    fs 0xb58 *fs_struct\n"
-
-
-def _with_fs(source: str) -> str:
-    """The task of `source`, with a working directory."""
-    task = source[source.index("task_struct 9600") :].split("\n")
-    end = next(at for at, line in enumerate(task[1:], 1) if not line.startswith(" "))
-    return "\n".join(task[:end]) + "\n" + _TASK
 
 
 class FilesGuest(LinuxGuest):
@@ -121,7 +110,6 @@ class FilesGuest(LinuxGuest):
         base = (NEWER, OLDER) if older else (NEWER,)
         tree, counters = ("", "mm_rss_stat") if older else ("mm_mt 0x08 maple_tree", "percpu_counter[4]")
         more = (
-            _with_fs(base[-1]),
             _FILES.format(shared=104 if older else 120),
             _MM.format(tree=tree, counters=counters),
         )

@@ -81,8 +81,15 @@ class LinuxGuest(SyntheticGuest):
         self.put("kernfs_node", node, __parent=parent, parent=parent)
         return node
 
-    def css_set(self, node: int) -> int:
-        return self.new("css_set", dfl_cgrp=self.new("cgroup", kn=node))
+    def css_set(self, node: int, *older: int) -> int:
+        """Who is in the v2 group of that node, and in the v1 groups `older`."""
+        groups = [self.new("cgroup", kn=each) for each in (node, *older)]
+        at = self.new("css_set", dfl_cgrp=groups[0])
+        links = [self.new("cgrp_cset_link", cgrp=group, cset=at) for group in reversed(groups)]
+        head, link = at + self.offset("css_set", "cgrp_links"), self.offset("cgrp_cset_link", "cgrp_link")
+        self.chain(head, [each + link for each in links], head)
+        self.word(head + 8, links[-1] + link)
+        return at
 
     # -- processes --------------------------------------------------------------------------------------------------
 

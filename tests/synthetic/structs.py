@@ -39,10 +39,15 @@ pid 112
     numbers 96 upid[1]
 sched_entity 256
     sum_exec_runtime 0x40 u64
+thread_info 24
+    cpu 0x14 u32
 task_struct 9600
+    thread_info 0 thread_info
     __state 0x18 u32
     flags 0x2c u32
     static_prio 0x74 i32
+    rt_priority 0x7c u32
+    policy 0x80 u32
     se 0xc0 sched_entity
     mm 0x8e0 *mm_struct
     exit_state 0x920 i32
@@ -56,6 +61,7 @@ task_struct 9600
     start_boottime 0xa88 u64
     real_cred 0xb08 *cred
     comm 0xb18 char[16]
+    fs 0xb58 *fs_struct
     files 0xb60 *files_struct
     nsproxy 0xb68 *nsproxy
     signal 0xb70 *signal_struct
@@ -67,11 +73,16 @@ cred 176
     sgid 16 kuid
     euid 20 kuid
     egid 24 kuid
+tty_struct 696
+    name 0x160 char[64]
 signal_struct 1100
     nr_threads 8 i32
+    pids 0x170 *pid[4]
+    tty 0x198 *tty_struct
     utime 0x1a0 u64
     stime 0x1a8 u64
     sum_sched_runtime 0x280 u64
+    oom_score_adj 0x440 i16
 percpu_counter 40
     count 8 i64
     counters 32 *i32
@@ -116,6 +127,9 @@ mount 320
     mnt_parent 16 *mount
     mnt_mountpoint 24 *dentry
     mnt 32 vfsmount
+fs_struct 56
+    root 24 path
+    pwd 40 path
 fdtable 56
     max_fds 0 u32
     fd 8 *void
@@ -123,6 +137,11 @@ files_struct 704
     fdt 32 *fdtable
 css_set 500
     dfl_cgrp 0x88 *cgroup
+    cgrp_links 0x1e0 list_head
+cgrp_cset_link 48
+    cgrp 0 *cgroup
+    cset 8 *css_set
+    cgrp_link 32 list_head
 cgroup 2000
     kn 0x108 *kernfs_node
 kernfs_node 128
@@ -260,7 +279,10 @@ OLDER = """
 task_struct 9600
     state 0x10 i64
     flags 0x2c u32
+    cpu 0x40 u32
     static_prio 0x74 i32
+    rt_priority 0x7c u32
+    policy 0x80 u32
     se 0xc0 sched_entity
     mm 0x8e0 *mm_struct
     exit_state 0x920 i32
@@ -274,6 +296,7 @@ task_struct 9600
     start_boottime 0xa88 u64
     real_cred 0xb08 *cred
     comm 0xb18 char[16]
+    fs 0xb58 *fs_struct
     files 0xb60 *files_struct
     nsproxy 0xb68 *nsproxy
     signal 0xb70 *signal_struct

@@ -55,7 +55,13 @@ _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
     **dict.fromkeys(("start_time", "boot_time", "clock"), moment),
     **dict.fromkeys(("user_time", "system_time"), duration),
     **dict.fromkeys(("address", "kaslr_offset"), address),
-}
+    **dict.fromkeys(
+        (f"{name}_mask" for name in (
+            "inheritable", "permitted", "effective", "bounding", "ambient",
+            "pending", "shared", "blocked", "ignored", "caught",
+        )), address,
+    ),
+}  # fmt: skip
 
 
 def column_cells(table: Table, name: str) -> list[str]:

@@ -89,26 +89,35 @@ class Code:
             out[_within(address, start, end)] = owner
         return out
 
-    def symbols(self, address: U64) -> Text:
-        """Names (n,) as a stack trace has them: `vfs_read+0x9a`, `nf_hook+0x10 [nf_tables]`; a number where unknown."""
-        unique, back = np.unique(address, return_inverse=True)
-        rows = self.modules.within(unique) if self.modules is not None else np.full(len(unique), -1)
-        named = np.array([*map(self._name, unique.tolist(), rows.tolist()), ""], dtype=object)
-        return named[back]
+    def symbols(self, address: U64, *, returns: bool = False) -> Text:
+        """Names (n,) as a stack trace has them: `vfs_read+0x9a`, `nf_hook+0x10 [nf_tables]`; a number where unknown.
 
-    def _name(self, address: int, module: int) -> str:
-        found = self.kernel.profile.symbol_at(address)
+        `returns` takes them for return addresses: they belong to the function that calls, which a call that does not
+        return may end (`%pB`). Then an address of 0 has no name.
+        """
+        unique, back = np.unique(address, return_inverse=True)
+        before = int(returns)
+        at = unique - np.uint64(before)
+        rows = self.modules.within(at) if self.modules is not None else np.full(len(unique), -1)
+        named = [self._name(one, row, before) for one, row in zip(at.tolist(), rows.tolist(), strict=True)]
+        out = np.array([*named, ""], dtype=object)
+        if returns:
+            out[:-1][unique == 0] = ""
+        return out[back]
+
+    def _name(self, address: int, module: int, more: int) -> str:
+        """The name of an address, and `more` than how far it is behind it."""
+        found = self.kernel.profile.symbol_at(address, first=bool(more))
         if found is not None:
-            return f"{found[0]}+{found[1]:#x}" if found[1] else found[0]
+            return f"{found[0]}{_behind(found[1] + more)}"
         if module >= 0:
-            return self._in_module(address, module)
+            return self._in_module(address, module, more)
         for piece in self.pieces:
             if piece.start <= address < piece.end:
-                behind = address - piece.start
-                return f"{piece.name}{f'+{behind:#x}' if behind else ''} [{piece.owner}]"
-        return f"{address:#x}"
+                return f"{piece.name}{_behind(address - piece.start + more)} [{piece.owner}]"
+        return f"{address + more:#x}"
 
-    def _in_module(self, address: int, row: int) -> str:
+    def _in_module(self, address: int, row: int, more: int) -> str:
         assert self.modules is not None
         if row not in self._of_module:
             self._of_module[row] = self._symbols(self.modules.modules.select(np.array([row])))
@@ -116,9 +125,8 @@ class Code:
         at = int(np.searchsorted(values, np.uint64(address), "right")) - 1
         label = f"[{self.modules.name[row]}]"
         if at < 0:
-            return f"{address:#x} {label}"
-        behind = address - int(values[at])
-        return f"{names[at]}{f'+{behind:#x}' if behind else ''} {label}"
+            return f"{address + more:#x} {label}"
+        return f"{names[at]}{_behind(address - int(values[at]) + more)} {label}"
 
     def _symbols(self, module: Structs) -> tuple[U64, list[str]]:
         """Values, ascending, and names of a module's symbols."""
@@ -128,6 +136,10 @@ class Code:
             table = {}
         ordered = sorted((value, name) for name, value in table.items() if value)
         return np.array([value for value, _ in ordered], dtype=np.uint64), [name for _, name in ordered]
+
+
+def _behind(offset: int) -> str:
+    return f"+{offset:#x}" if offset else ""
 
 
 def _within(address: U64, start: int, end: int) -> Mask:

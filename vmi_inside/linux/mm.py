@@ -1,6 +1,6 @@
-"""What a process's `mm_struct` says: sizes, and the command line in the process's own memory.
+"""What a process's `mm_struct` says: sizes, and the command line and environment in the process's own memory.
 
-Source: include/linux/mm_types.h, fs/proc/base.c `get_mm_cmdline`.
+Source: include/linux/mm_types.h, fs/proc/base.c `get_mm_cmdline`, `environ_read`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from vmi_inside.types import I64, PAGE_SIZE, Mask
 
 #: Of a longer command line only so much is read; execve allows more, nobody types it.
 CMDLINE_LIMIT = 128 << 10
+#: Nor of a larger environment.
+ENVIRONMENT_LIMIT = 256 << 10
 #: MM_FILEPAGES, MM_ANONPAGES, MM_SHMEMPAGES; 2 is swap (include/linux/mm_types_task.h).
 RESIDENT = (0, 1, 3)
 
@@ -69,3 +71,17 @@ def command_lines(kernel: Kernel, mms: Structs) -> tuple[list[str], Mask]:
 
 def _joined(raw: bytes) -> str:
     return raw.rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "backslashreplace")
+
+
+def environments(kernel: Kernel, mms: Structs) -> tuple[list[bytes], Mask, Mask]:
+    """Environments (n,) as execve laid them out, (n,) bool: which were in memory whole, and which were cut.
+
+    What a process changed since it began (setenv) is elsewhere, in memory that only the process knows.
+    """
+    pgd, ok = kernel.space.translate(mms.pointer("pgd"))
+    ok |= mms.address == 0
+    start, end = mms.pointer("env_start"), mms.pointer("env_end")
+    sane = ok & (end > start) & (mms.address != 0)
+    size = np.where(sane, np.minimum(end - start, np.uint64(ENVIRONMENT_LIMIT)), np.uint64(0)).astype(np.int64)
+    got = ragged.gather(kernel.space, start, size, pgd)
+    return got.rows(), ok & got.ok, sane & (end - start > np.uint64(ENVIRONMENT_LIMIT))

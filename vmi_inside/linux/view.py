@@ -6,23 +6,34 @@ Which columns a table has is its own matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 
 from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import cgroups, clock, cputime, mm, paths
-from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_PID, Pids
-from vmi_inside.structs import Structs
-from vmi_inside.table import Column, Faults, text
+from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_PID, PIDTYPE_TGID, Pids
+from vmi_inside.linux.tasks import pids as all_pids
+from vmi_inside.structs import Names, Structs
+from vmi_inside.table import Column, Faults, Table, text
 from vmi_inside.types import I64, U64, Mask
 
 DEFAULT_PRIORITY = 120  # MAX_RT_PRIO + NICE_WIDTH / 2: nice 0 (include/linux/sched/prio.h)
-#: Columns that hold text.
-TEXT = frozenset(("name", "path", "cmdline", "state", "cgroup_path"))
+#: What stands in a column that cannot be made, and its type; numbers are 0.
+_BLANK: Final[dict[str, tuple[Any, Any]]] = {
+    "text": ("", object),
+    "boolean": (False, np.bool_),
+    "unsigned": (0, np.uint64),
+}
 _CRED = ("uid.val", "gid.val", "euid.val", "egid.val", "suid.val", "sgid.val")
+
+T = TypeVar("T", bound=Table)
+V = TypeVar("V", bound="View")
+V_contra = TypeVar("V_contra", bound="View", contravariant=True)
 
 
 class View:
@@ -127,25 +138,88 @@ class View:
         self.faults.mark(~ok, "cgroup_path incomplete")
         return text(found)
 
-    def pid_namespace(self) -> Column:
-        """The namespace of the innermost of a pid's numbers (`ns_of_pid`)."""
+    @cached_property
+    def innermost(self) -> Structs:
+        """The innermost of each pid's numbers: `nr`, the pid that the process itself sees, and `ns` (`ns_of_pid`)."""
         numbers = self.pid.type.member("numbers")
         upid = numbers.type.target if numbers.type.kind == "array" else self.kernel.struct("upid")
         level: U64 = np.minimum(self.pid.unsigned("level"), np.uint64(32))  # MAX_PID_NS_LEVEL
         address = self.pid.address + np.uint64(numbers.offset) + level * np.uint64(upid.size)
-        return self._inode(Structs(self.kernel.space, upid, address).follow("ns"), "pid namespace")
+        return Structs(self.kernel.space, upid, address).fetch("nr", "ns")
+
+    def pid_namespace(self) -> Column:
+        """Inode numbers of pid namespaces."""
+        return self.namespace_inode(self.innermost.follow("ns"), "pid namespace")
+
+    @cached_property
+    def proxies(self) -> Structs:
+        """Where the namespaces of each task are; 0 for zombies, which have left theirs."""
+        return self.noted(self.tasks.follow("nsproxy").fetch("net_ns"), "namespaces")
 
     def net_namespace(self) -> Column:
-        """Inode numbers of network namespaces; 0 for zombies, which have left theirs."""
-        proxies = self.noted(self.tasks.follow("nsproxy").fetch("net_ns"), "namespaces")
-        return self._inode(proxies.follow("net_ns"), "net namespace")
+        """Inode numbers of network namespaces; 0 for zombies."""
+        return self.namespace_inode(self.proxies.follow("net_ns"), "net namespace")
 
-    def _inode(self, namespaces: Structs, what: str) -> Column:
+    def namespace_inode(self, namespaces: Structs, what: str) -> Column:
+        """Inode numbers (n,) of namespaces, which are `what`; 0 for 0."""
         unique, back = np.unique(namespaces.address, return_inverse=True)
         found = Structs(self.kernel.space, namespaces.type, unique)
         inode = found.number("ns.inum")
         self.faults.mark(found.fault[back], f"{what} unreadable")
         return inode[back]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskColumn(Generic[V_contra]):
+    """How a column is made, and which members of the task itself it needs, so that these are one reading."""
+
+    make: Callable[[V_contra], Column]
+    task: tuple[Names, ...] = ()
+
+
+def process_view(
+    kernel: Kernel, pids: frozenset[int] | None, members: Iterable[Names], kind: type[V], by: int = PIDTYPE_TGID
+) -> V:
+    """All processes, or those in `pids`, with these members of their tasks, where the kernel has them.
+
+    `by` PIDTYPE_PID it is all threads, or those of the processes in `pids`. Those that cannot be read or believed are
+    marked. Call it in an `operation()`.
+    """
+    every = all_pids(kernel)
+    own = "pid" if by == PIDTYPE_PID else "tgid"
+    number, pid, tasks = every.tasks(kernel, by)
+    if pids is not None:
+        chosen = np.isin(tasks.number("tgid") if by == PIDTYPE_PID else number, list(pids))
+        number, pid, tasks = number[chosen], pid.select(chosen), tasks.select(chosen)
+    faults = Faults(len(tasks))
+    tasks.fetch(own, *(names for names in members if tasks.has(*((names,) if isinstance(names, str) else names))))
+    faults.mark(pid.fault, "pid unreadable")
+    faults.mark(tasks.fault, "task unreadable")
+    faults.mark(~tasks.fault & (tasks.address != 0) & (tasks.number(own) != number), "task has another pid")
+    return kind(kernel, number, pid, tasks, faults, every)
+
+
+def process_table(
+    kernel: Kernel,
+    table: type[T],
+    makers: Mapping[str, TaskColumn[V]],
+    columns: Iterable[str] | None,
+    pids: frozenset[int] | None,
+    kind: type[V],
+    by: int = PIDTYPE_TGID,
+) -> T:
+    """A table of one row for each process, or for each in `pids`; `columns` asks for some columns only.
+
+    `by` PIDTYPE_PID it is one row for each thread. Raises `AttributeError` for a column that the table does not have.
+    """
+    wanted = list(table.schema if columns is None else columns)
+    table.check(wanted)
+    asked = {name: makers[name] for name in wanted if name in makers}
+    with kernel.operation():
+        view = process_view(kernel, pids, (names for column in asked.values() for names in column.task), kind, by)
+        data, notes = make_columns({name: column.make for name, column in asked.items()}, view, table)
+        data["fault"] = view.faults.column()
+        return table(data, (*view.every.faults, *notes))
 
 
 def start_times(view: View) -> Column:
@@ -155,15 +229,15 @@ def start_times(view: View) -> Column:
 
 
 def make_columns(
-    makers: Mapping[str, Callable[[View], Column]], view: View, size: int
+    makers: Mapping[str, Callable[[V], Column]], view: V, table: type[Table]
 ) -> tuple[dict[str, Column], list[str]]:
-    """Columns by name; one that this kernel has no members for is empty (0, "") and noted."""
+    """Columns by name; one that this kernel has no members for is empty (0, "", False) and noted."""
     data: dict[str, Column] = {}
     notes: list[str] = []
     for name, make in makers.items():
         try:
             data[name] = make(view)
         except ProfileError as error:
-            data[name] = np.zeros(size, dtype=np.int64) if name not in TEXT else np.full(size, "", dtype=object)
+            data[name] = np.full(len(view.tasks), *_BLANK.get(table.describe()[name], (0, np.int64)))
             notes.append(f"{name}: {error}")
     return data, notes

@@ -141,12 +141,15 @@ class Profile:
         for one in self.symbols.matching(prefix):
             yield one.name, self._slid(one)
 
-    def symbol_at(self, address: int) -> tuple[str, int] | None:
-        """The symbol that `address` belongs to and how far behind it, as a kernel's stack trace says: None outside."""
+    def symbol_at(self, address: int, *, first: bool = False) -> tuple[str, int] | None:
+        """The symbol that `address` belongs to and how far behind it: None outside.
+
+        Of several names of one place the first global one, or the very `first`, as in a kernel's stack trace.
+        """
         end = self.find_symbol("_end")
         if not self.origin <= address < (end if end is not None else MASK64):
             return None
-        found = self.symbols.at(address - self.origin)
+        found = self.symbols.at(address - self.origin, first=first)
         return (self.symbols[found[0]].name, found[1]) if found else None
 
     def _address(self, row: int) -> int:

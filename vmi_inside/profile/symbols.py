@@ -109,19 +109,19 @@ class Symbols:
             return rows[0] if rows else None
         return min(rows, key=lambda row: (row < self.fixed, not self._label(row)[:1].isupper(), row))
 
-    def at(self, value: int) -> tuple[int, int] | None:
+    def at(self, value: int, *, first: bool = False) -> tuple[int, int] | None:
         """The symbol that moves at or last before `value` (relative to `_text`), and how far `value` is behind it.
 
-        Of several at one address the first global one. None before the first symbol.
+        Of several at one address the first global one, or the very `first`, as the kernel chooses. None before the
+        first symbol.
         """
         moving = self.values[self.fixed :]
         row = int(np.searchsorted(moving, value, "right")) - 1
         if row < 0:
             return None
         start = int(moving[row])
-        first = int(np.searchsorted(moving, start, "left"))
-        rows = range(self.fixed + first, self.fixed + row + 1)
-        best = next((one for one in rows if self._label(one)[:1].isupper()), rows[0])
+        rows = range(self.fixed + int(np.searchsorted(moving, start, "left")), self.fixed + row + 1)
+        best = next((one for one in rows if first or self._label(one)[:1].isupper()), rows[0])
         return best, value - start
 
     def matching(self, prefix: str) -> Iterator[Symbol]:

@@ -389,5 +389,10 @@ const struct entry process_scenarios[] = {
 	{ "files", files, 300 },
 	{ "mappings", mappings, 0 },
 	{ "box", box, 3 },
+	{ "confined", confined, 0 },
+	{ "signalled", signalled, 0 },
+	{ "limited", limited, 0 },
+	{ "placed", placed, 0 },
+	{ "containers", containers, 0 },
 	{ 0 },
 };

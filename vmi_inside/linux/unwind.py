@@ -1,0 +1,239 @@
+"""Kernel stacks of tasks that do not run: the return addresses on them, all tasks side by side.
+
+Knows how a task that was switched away from is left (`inactive_task_frame`, arch/x86/include/asm/switch_to.h) and what
+the kernel's own unwinder does (`unwind_next_frame`, arch/x86/kernel/unwind_orc.c). A kernel without ORC has its stacks
+scanned for what looks like return addresses, and that is said. Each stack is read once, whole from its saved pointer
+up; nothing outside of it is ever read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmi_inside import ragged
+from vmi_inside.errors import ProfileError, Unsupported
+from vmi_inside.kernel import Kernel
+from vmi_inside.linux import orc
+from vmi_inside.linux.code import Code
+from vmi_inside.structs import Structs
+from vmi_inside.types import I64, U64, Mask
+
+#: Frames of one stack: MAX_STACK_TRACE_DEPTH of /proc/PID/stack.
+FRAME_LIMIT: Final = 64
+#: Steps for one stack: frames of the scheduler are not shown.
+_STEP_LIMIT: Final = 2 * FRAME_LIMIT
+#: THREAD_SIZE (arch/x86/include/asm/page_64_types.h).
+_STACK_SIZE: Final = 16 << 10
+_KASAN_STACK_SIZE: Final = 32 << 10
+#: Members of the task that must be there.
+MEMBERS: Final = ("stack", "thread.sp", "on_cpu")
+_EIGHT: Final = np.uint64(8)
+
+
+@dataclass(slots=True)
+class Frames:
+    """Return addresses `address` (m,), innermost first, of the tasks `owner` (m,); sorted by task.
+
+    `faults` are words and the tasks (n,) they apply to. `how` says where the addresses come from: orc or scan.
+    """
+
+    address: U64
+    owner: I64
+    how: str
+    faults: list[tuple[Mask, str]] = field(default_factory=list)
+
+
+class _Stacks:
+    """The stacks of `n` tasks: bytes from the saved pointer up, and reading in them alone."""
+
+    def __init__(self, kernel: Kernel, tasks: Structs) -> None:
+        size = _KASAN_STACK_SIZE if kernel.profile.find_symbol("kasan_init") is not None else _STACK_SIZE
+        self.base, self.top = tasks.pointer("stack"), tasks.pointer("stack") + np.uint64(size)
+        self.low = tasks.pointer("thread.sp")
+        self.there = self.base != 0
+        running = tasks.number("on_cpu") != 0
+        self.sane = (self.low >= self.base) & (self.low < self.top) & (self.low & np.uint64(7) == 0)
+        taken = self.there & self.sane & ~running
+        length = np.where(taken, self.top - self.low, np.uint64(0)).astype(np.int64)
+        self._got = ragged.gather(kernel.space, self.low, length)
+        self._words = self._got.data.view("<u8") if len(self._got.data) else np.zeros(1, dtype=np.uint64)
+        self.usable = taken & self._got.ok
+        self.faults = [
+            (self.there & running, "runs: its stack is on a processor"),
+            (self.there & ~running & ~self.sane, "stack pointer outside of its stack"),
+            (taken & ~self._got.ok, "stack unreadable"),
+        ]
+
+    def word(self, row: NDArray[np.intp], address: U64) -> tuple[U64, Mask]:
+        """The words at addresses (k,) in the stacks of tasks `row` (k,), and which of them lie there whole."""
+        ok: Mask = (address >= self.low[row]) & (address <= self.top[row] - _EIGHT) & (address & np.uint64(7) == 0)
+        at = (self._got.start[row] >> 3) + np.where(ok, (address - self.low[row]) >> np.uint64(3), 0).astype(np.int64)
+        return np.where(ok, self._words[np.where(ok, at, 0)], np.uint64(0)), ok
+
+    def all_words(self) -> tuple[U64, NDArray[np.intp]]:
+        """Every word that is not 0, and the task of each, upwards."""
+        words, owner, _ = self._got.words()
+        mine = self.usable[owner]
+        return words[mine], owner[mine]
+
+
+def frames(kernel: Kernel, tasks: Structs, code: Code, *, only_first: bool = False) -> Frames:
+    """The stacks of these tasks, as /proc/PID/stack has them: without what is the scheduler's own.
+
+    Tasks whose stack is gone (dead ones) have none. `only_first` gives the innermost frame alone. Call it in an
+    `operation()`. Raises `NoMember` where the kernel keeps stacks otherwise.
+    """
+    tasks.fetch(*MEMBERS)
+    stacks = _Stacks(kernel, tasks)
+    try:
+        found = _Unwinder(kernel, tasks, stacks, orc.Orc(kernel, code), code).run(only_first)
+    except (ProfileError, Unsupported):
+        found = _scan(kernel, stacks, code, only_first)
+    later = kernel.structs(tasks.type, tasks.address).fetch(*MEMBERS)
+    moved = (later.pointer("thread.sp") != stacks.low) | (later.number("on_cpu") != 0)
+    found.faults += [*stacks.faults, (moved & stacks.usable, "ran while it was read")]
+    return found
+
+
+class _Unwinder:
+    """All stacks at once, one frame of each a round."""
+
+    def __init__(self, kernel: Kernel, tasks: Structs, stacks: _Stacks, tables: orc.Orc, code: Code) -> None:
+        self.stacks = stacks
+        self.tables = tables
+        self.code = code
+        frame = kernel.struct("inactive_task_frame")
+        self._regs = {name: kernel.struct("pt_regs").member(name).offset for name in ("ip", "cs", "sp", "bp")}
+        self._schedules = _scheduler(kernel)
+        count = len(tasks)
+        row = np.flatnonzero(stacks.usable)
+        self.ip, self.bp, self.sp = (np.zeros(count, dtype=np.uint64) for _ in range(3))
+        ok = np.zeros(count, dtype=np.bool_)
+        ok[row] = True
+        for target, member in ((self.ip, "ret_addr"), (self.bp, "bp")):
+            target[row], good = stacks.word(row, stacks.low[row] + np.uint64(frame.member(member).offset))
+            ok[row] &= good
+        self.sp[row] = stacks.low[row] + np.uint64(frame.size)
+        #: A task that never ran begins where it will go on, not behind a call.
+        fork = [at for at in map(kernel.profile.find_symbol, ("ret_from_fork_asm", "ret_from_fork")) if at is not None]
+        self.exact = np.isin(self.ip, np.array(fork, dtype=np.uint64))
+        self.live = np.flatnonzero(ok)
+        self.torn: list[tuple[NDArray[np.intp], str]] = [(row[~ok[row]], "stack cut: no frame at its beginning")]
+
+    def run(self, only_first: bool) -> Frames:
+        addresses: list[U64] = []
+        owners: list[NDArray[np.intp]] = []
+        shown = np.zeros(len(self.ip), dtype=np.int64)
+        for _ in range(_STEP_LIMIT):
+            if not len(self.live):
+                break
+            seen = self.live[~_within(self.ip[self.live], self._schedules)]
+            addresses.append(self.ip[seen])
+            owners.append(seen)
+            shown[seen] += 1
+            if only_first:
+                self.live = self.live[shown[self.live] == 0]
+            self.live = self.live[shown[self.live] < FRAME_LIMIT]
+            self._step()
+        self._cut(self.live, "stack cut: too many frames")
+        address, owner = np.concatenate([*addresses, self.ip[:0]]), np.concatenate([*owners, self.live[:0]])
+        order = np.argsort(owner, kind="stable")
+        faults = []
+        for rows, word in self.torn:
+            which = np.zeros(len(self.ip), dtype=np.bool_)
+            which[rows] = True
+            faults.append((which, word))
+        return Frames(address[order], owner[order], "orc", faults)
+
+    def _cut(self, rows: NDArray[np.intp], word: str) -> None:
+        self.torn.append((rows, word))
+
+    def _step(self) -> None:
+        """One frame up; what comes to its end, or to what cannot be, lives no longer."""
+        row = self.live
+        at = self.ip[row] - np.where(self.exact[row], np.uint64(0), np.uint64(1))
+        entries = self.tables.find(at)
+        blank = ~orc.found(entries)
+        if blank.any():
+            # Code without tables (eBPF's, trampolines) has frame pointers; what is no code ends it here.
+            named = np.zeros(len(row), dtype=np.bool_)
+            named[blank] = self.code.owners(at[blank]) != ""
+            kernels = _within(at, self.code.kernel_ranges[0][1:]) if self.code.kernel_ranges else named
+            self._cut(row[blank & ~named], "stack cut: a return address is no code's")
+            self._cut(row[blank & named & kernels], "stack cut: no unwind information")
+            pointed = blank & named & ~kernels
+            entries = orc.Entries(
+                np.where(pointed, orc.CALL, entries.type), np.where(pointed, orc.BP, entries.sp_reg),
+                np.where(pointed, orc.PREV_SP, entries.bp_reg), np.where(pointed, 16, entries.sp_offset),
+                np.where(pointed, -16, entries.bp_offset),
+            )  # fmt: skip
+        onward = np.flatnonzero((entries.type >= orc.CALL) & (entries.type <= orc.REGS_PARTIAL))
+        row, entries = row[onward], entries.take(onward)
+        cfa, ok = self._frame(row, entries)
+        ip, sp, bp, user, good = self._caller(row, entries, cfa)
+        ok &= good & (user | (sp > self.sp[row]))
+        self._cut(row[~ok], "stack cut: a frame makes no sense")
+        ok &= ~user  # beneath is the user's program: the end
+        row = row[ok]
+        self.ip[row], self.sp[row], self.bp[row] = ip[ok], sp[ok], bp[ok]
+        self.exact[row] = entries.type[ok] != orc.CALL
+        self.live = row
+
+    def _frame(self, row: NDArray[np.intp], entries: orc.Entries) -> tuple[U64, Mask]:
+        """Where each frame ends (k,): the stack pointer before the call, or where the registers were pushed."""
+        base = np.where(entries.sp_reg == orc.SP, self.sp[row], self.bp[row])
+        cfa = base + entries.sp_offset.view(np.uint64)
+        ok: Mask = np.isin(entries.sp_reg, (orc.SP, orc.BP, orc.BP_INDIRECT))
+        through = np.flatnonzero(entries.sp_reg == orc.BP_INDIRECT)
+        if len(through):
+            cfa[through], good = self.stacks.word(row[through], cfa[through])
+            ok[through] &= good
+        return cfa, ok
+
+    def _caller(self, row: NDArray[np.intp], entries: orc.Entries, cfa: U64) -> tuple[U64, U64, U64, Mask, Mask]:
+        """The caller's ip, sp and bp (k,), whether it is the user's program, and which could be told."""
+        call, regs = entries.type == orc.CALL, entries.type == orc.REGS
+        # Of the short ones only what the processor pushed is there: from ip on.
+        frame = cfa - np.where(entries.type == orc.REGS_PARTIAL, np.uint64(self._regs["ip"]), np.uint64(0))
+        ip, ok = self.stacks.word(row, np.where(call, cfa - _EIGHT, frame + np.uint64(self._regs["ip"])))
+        sp, bp = cfa.copy(), self.bp[row].copy()
+        user = np.zeros(len(row), dtype=np.bool_)
+        pushed = np.flatnonzero(~call)
+        if len(pushed):
+            mine, at = row[pushed], frame[pushed]
+            code, good = self.stacks.word(mine, at + np.uint64(self._regs["cs"]))
+            user[pushed] = (code & np.uint64(3) == np.uint64(3)) & good
+            sp[pushed], whole = self.stacks.word(mine, at + np.uint64(self._regs["sp"]))
+            ok[pushed] &= good & whole
+        where = np.where(entries.bp_reg == orc.PREV_SP, cfa, bp) + entries.bp_offset.view(np.uint64)
+        where = np.where(regs & (entries.bp_reg == orc.UNDEFINED), frame + np.uint64(self._regs["bp"]), where)
+        saved = np.flatnonzero(np.isin(entries.bp_reg, (orc.PREV_SP, orc.BP)) | regs)
+        bp[saved], good = self.stacks.word(row[saved], where[saved])
+        ok[saved] &= good
+        return ip, sp, bp, user, ok
+
+
+def _scan(kernel: Kernel, stacks: _Stacks, code: Code, only_first: bool) -> Frames:
+    """Every word on the stacks that points behind an instruction of known code: more than was called, in its order."""
+    word, owner = stacks.all_words()
+    text = (code.owners(word) != "") & ~_within(word, _scheduler(kernel))
+    word, owner = word[text], owner[text]
+    first = np.flatnonzero(np.diff(owner, prepend=-1)) if len(owner) else owner
+    within = np.arange(len(owner)) - np.repeat(first, np.diff(first, append=len(owner)))
+    kept = within < (1 if only_first else FRAME_LIMIT)
+    return Frames(word[kept], owner[kept], "scan")
+
+
+def _scheduler(kernel: Kernel) -> tuple[int, int]:
+    """The code that every sleeping task is in, and that no stack trace shows (`in_sched_functions`)."""
+    start, end = (kernel.profile.find_symbol(f"__sched_text_{side}") for side in ("start", "end"))
+    return (start, end) if start is not None and end is not None and start < end else (0, 0)
+
+
+def _within(address: U64, bounds: tuple[int, int]) -> Mask:
+    inside: Mask = address - np.uint64(bounds[0]) < np.uint64(bounds[1] - bounds[0])
+    return inside
