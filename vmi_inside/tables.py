@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_ty
 
 if TYPE_CHECKING:
     from vmi_inside.linux.kernel_info import KernelInfo
+    from vmi_inside.linux.kernel_log import KernelLog
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.open_files import OpenFiles
@@ -43,6 +44,12 @@ class ReadOfProcesses(Protocol[T_co]):
     """Reads a table; `pids` asks for the rows of these processes only, and what others need is not read."""
 
     def __call__(self, columns: Iterable[str] | None = None, *, pids: Iterable[int] | None = None) -> T_co: ...  # noqa: D102
+
+
+class ReadOfRecords(Protocol[T_co]):
+    """Reads a table of numbered records; `after` asks for those with a higher `sequence` only."""
+
+    def __call__(self, columns: Iterable[str] | None = None, *, after: int | None = None) -> T_co: ...  # noqa: D102
 
 
 class Reading(Generic[T]):
@@ -91,6 +98,16 @@ class ReadingOfProcesses(Reading[T]):
         return read
 
 
+class ReadingOfRecords(Reading[T]):
+    """A table of numbered records, of which the newer ones can be read alone: its function takes `after` too."""
+
+    def __get__(self, guest: Reader, owner: type) -> ReadOfRecords[T]:
+        def read(columns: Iterable[str] | None = None, *, after: int | None = None) -> T:
+            return guest.read(self, columns, after=after)
+
+        return read
+
+
 class Tables:
     """A guest's tables, each a method: `guest.processes(columns=("pid", "name"))`."""
 
@@ -107,3 +124,4 @@ class Tables:
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
     kernel_info: Reading[KernelInfo] = Reading("linux.kernel_info:kernel_info", "The kernel that runs: one row.")
+    kernel_log: Reading[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
