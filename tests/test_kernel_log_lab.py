@@ -60,7 +60,6 @@ def test_every_record(guest: LabGuest) -> None:
     }
     assert set(mine) <= set(before) | set(after)
     assert {caller[0] for caller in table.caller} <= {"T", "C"}
-    assert any("\n" in text for text in table.text)
 
 
 def test_what_is_logged_next(guest: LabGuest) -> None:

@@ -29,6 +29,7 @@ class Layout:
     """Structs by name; a later text replaces structs of an earlier one."""
 
     def __init__(self, *sources: str) -> None:
+        self.sources = sources
         self.structs: dict[str, CType] = {}
         for source in sources:
             self._read(source)
@@ -76,10 +77,21 @@ class SyntheticProfile:
     """What `Kernel` asks of a profile, over a `Layout` and a dict of symbols."""
 
     release = "synthetic"
+    slide = 0
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.symbols: dict[str, int] = {}
+        self.enumerators: dict[str, int] = {}
+
+    def extend(self, source: str) -> None:
+        """More structs, or others of these names; members may be of types that are there."""
+        names = Layout(source).structs
+        self.layout = Layout(*self.layout.sources, source)
+        assert names.keys() <= self.layout.structs.keys()
+
+    def enumerator(self, *names: str) -> int | None:
+        return next((self.enumerators[name] for name in names if name in self.enumerators), None)
 
     def symbol(self, name: str) -> int:
         if name not in self.symbols:

@@ -69,7 +69,7 @@ def _ring(kernel: Kernel, after: int | None) -> Records:
         "desc_ring.count_bits", "desc_ring.descs", "desc_ring.infos", "desc_ring.head_id.counter",
         "desc_ring.tail_id.counter", "text_data_ring.size_bits", "text_data_ring.data",
     )  # fmt: skip
-    if head.fault.any():
+    if head.fault.any() or not head.address.all():
         raise MemoryFault("the head of the log cannot be read")
     bits, size_bits = int(head.number("desc_ring.count_bits")[0]), int(head.number("text_data_ring.size_bits")[0])
     count = 1 << bits if bits < 64 else 0
