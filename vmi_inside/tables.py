@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.kernel_log import KernelLog
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
+    from vmi_inside.linux.mounts import Mounts
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.sockets import OpenSockets
@@ -125,3 +126,4 @@ class Tables:
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
     kernel_info: Reading[KernelInfo] = Reading("linux.kernel_info:kernel_info", "The kernel that runs: one row.")
     kernel_log: Reading[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
+    mounts: Reading[Mounts] = Reading("linux.mounts:mounts", "Mounts of all mount namespaces.")

@@ -29,12 +29,12 @@ class Layout:
     """Structs by name; a later text replaces structs of an earlier one."""
 
     def __init__(self, *sources: str) -> None:
-        self.sources = sources
         self.structs: dict[str, CType] = {}
         for source in sources:
-            self._read(source)
+            self.add(source)
 
-    def _read(self, source: str) -> None:
+    def add(self, source: str) -> None:
+        """Read more structs; one of a name that is there takes its place."""
         members: dict[str, tuple[int, str]] = {}
         for line in source.splitlines():
             words = line.split()
@@ -86,9 +86,7 @@ class SyntheticProfile:
 
     def extend(self, source: str) -> None:
         """More structs, or others of these names; members may be of types that are there."""
-        names = Layout(source).structs
-        self.layout = Layout(*self.layout.sources, source)
-        assert names.keys() <= self.layout.structs.keys()
+        self.layout.add(source)
 
     def enumerator(self, *names: str) -> int | None:
         return next((self.enumerators[name] for name in names if name in self.enumerators), None)

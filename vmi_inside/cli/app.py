@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "maps": "vmi_inside.cli.maps:maps",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "dmesg": "vmi_inside.cli.dmesg:dmesg",
+    "mounts": "vmi_inside.cli.mounts:mounts",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }
