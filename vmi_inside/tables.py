@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.block_devices import BlockDevices
     from vmi_inside.linux.kernel_info import KernelInfo
     from vmi_inside.linux.kernel_log import KernelLog
     from vmi_inside.linux.memory_map import MemoryMap
@@ -127,3 +128,4 @@ class Tables:
     kernel_info: Reading[KernelInfo] = Reading("linux.kernel_info:kernel_info", "The kernel that runs: one row.")
     kernel_log: Reading[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
     mounts: Reading[Mounts] = Reading("linux.mounts:mounts", "Mounts of all mount namespaces.")
+    block_devices: Reading[BlockDevices] = Reading("linux.block_devices:block_devices", "Disks and partitions.")

@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "dmesg": "vmi_inside.cli.dmesg:dmesg",
     "mounts": "vmi_inside.cli.mounts:mounts",
+    "block": "vmi_inside.cli.block:block",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }

@@ -85,13 +85,19 @@ def mount_tree(kernel: Kernel) -> Found:
     return Found(whole, np.concatenate((owner, ours[missed])), namespaces, unlisted, (*faults, *cut))
 
 
+def file_systems(kernel: Kernel) -> tuple[Structs, tuple[str, ...]]:
+    """All `super_block`s, mounted or the kernel's own, and what cut the list short."""
+    block = kernel.struct("super_block")
+    symbol = kernel.symbol("super_blocks")
+    listed = walk.serial(kernel.space, symbol, what="super_blocks", limit=SUPER_BLOCK_LIMIT)
+    return kernel.structs(block, listed.address - np.uint64(block.member("s_list").offset)), listed.faults
+
+
 def _of_file_systems(kernel: Kernel) -> tuple[Structs, tuple[str, ...]]:
     """All mounts that file systems know of, those that the kernel keeps to itself too."""
-    block, mount = kernel.struct("super_block"), kernel.struct("mount")
-    listed = walk.serial(
-        kernel.space, kernel.symbol("super_blocks"), what="super_blocks", limit=SUPER_BLOCK_LIMIT
-    )  # fmt: skip
-    blocks = kernel.structs(block, listed.address - np.uint64(block.member("s_list").offset))
+    mount = kernel.struct("mount")
+    blocks, faults = file_systems(kernel)
+    block = blocks.type
     if block.member("s_mounts").type.kind == "struct":
         head = blocks.at("s_mounts")
         first = kernel.structs("list_head", head).pointer("next")
@@ -102,4 +108,4 @@ def _of_file_systems(kernel: Kernel) -> tuple[Structs, tuple[str, ...]]:
         link = mount.member("mnt_next_for_sb").offset
         walked = walk.chains(kernel.space, blocks.pointer("s_mounts"), link, what="mounts of a file system")
         address = walked.address
-    return kernel.structs(mount, address), (*listed.faults, *walked.faults)
+    return kernel.structs(mount, address), (*faults, *walked.faults)
