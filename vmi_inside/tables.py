@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.mounts import Mounts
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
+    from vmi_inside.linux.resources import Resources
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.threads import Threads
     from vmi_inside.table import Table
@@ -129,3 +130,5 @@ class Tables:
     kernel_log: Reading[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
     mounts: Reading[Mounts] = Reading("linux.mounts:mounts", "Mounts of all mount namespaces.")
     block_devices: Reading[BlockDevices] = Reading("linux.block_devices:block_devices", "Disks and partitions.")
+    iomem: Reading[Resources] = Reading("linux.resources:iomem", "Ranges of physical addresses, and what they are.")
+    ioports: Reading[Resources] = Reading("linux.resources:ioports", "Ranges of ports, and what they are.")

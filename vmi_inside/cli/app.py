@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "dmesg": "vmi_inside.cli.dmesg:dmesg",
     "mounts": "vmi_inside.cli.mounts:mounts",
     "block": "vmi_inside.cli.block:block",
+    "iomem": "vmi_inside.cli.iomem:iomem",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }
