@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_ty
 if TYPE_CHECKING:
     from vmi_inside.linux.block_devices import BlockDevices
     from vmi_inside.linux.kernel_info import KernelInfo
+    from vmi_inside.linux.kernel_keys import KernelKeys
     from vmi_inside.linux.kernel_log import KernelLog
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
@@ -132,3 +133,4 @@ class Tables:
     block_devices: Reading[BlockDevices] = Reading("linux.block_devices:block_devices", "Disks and partitions.")
     iomem: Reading[Resources] = Reading("linux.resources:iomem", "Ranges of physical addresses, and what they are.")
     ioports: Reading[Resources] = Reading("linux.resources:ioports", "Ranges of ports, and what they are.")
+    kernel_keys: Reading[KernelKeys] = Reading("linux.kernel_keys:kernel_keys", "The kernel's keys and keyrings.")

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "mounts": "vmi_inside.cli.mounts:mounts",
     "block": "vmi_inside.cli.block:block",
     "iomem": "vmi_inside.cli.iomem:iomem",
+    "keys": "vmi_inside.cli.keys:keys",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }
