@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.signals import ProcessSignals
+    from vmi_inside.linux.block_devices import BlockDevices
+    from vmi_inside.linux.kernel_info import KernelInfo
+    from vmi_inside.linux.kernel_keys import KernelKeys
+    from vmi_inside.linux.kernel_log import KernelLog
+    from vmi_inside.linux.memory_map import MemoryMap
+    from vmi_inside.linux.modules import KernelModules
+    from vmi_inside.linux.mounts import Mounts
+    from vmi_inside.linux.open_files import OpenFiles
+    from vmi_inside.linux.processes import Processes
+    from vmi_inside.linux.resources import Resources
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.stacks import ProcessStack
     from vmi_inside.linux.threads import Threads
@@ -49,6 +59,12 @@ class ReadOfProcesses(Protocol[T_co]):
     """Reads a table; `pids` asks for the rows of these processes only, and what others need is not read."""
 
     def __call__(self, columns: Iterable[str] | None = None, *, pids: Iterable[int] | None = None) -> T_co: ...  # noqa: D102
+
+
+class ReadOfRecords(Protocol[T_co]):
+    """Reads a table of numbered records; `after` asks for those with a higher `sequence` only."""
+
+    def __call__(self, columns: Iterable[str] | None = None, *, after: int | None = None) -> T_co: ...  # noqa: D102
 
 
 class Reading(Generic[T]):
@@ -97,6 +113,16 @@ class ReadingOfProcesses(Reading[T]):
         return read
 
 
+class ReadingOfRecords(Reading[T]):
+    """A table of numbered records, of which the newer ones can be read alone: its function takes `after` too."""
+
+    def __get__(self, guest: Reader, owner: type) -> ReadOfRecords[T]:
+        def read(columns: Iterable[str] | None = None, *, after: int | None = None) -> T:
+            return guest.read(self, columns, after=after)
+
+        return read
+
+
 class Tables:
     """A guest's tables, each a method: `guest.processes(columns=("pid", "name"))`."""
 
@@ -133,3 +159,10 @@ class Tables:
         "linux.containers:containers", "Containers, by control groups and namespaces."
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
+    kernel_info: Reading[KernelInfo] = Reading("linux.kernel_info:kernel_info", "The kernel that runs: one row.")
+    kernel_log: Reading[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
+    mounts: Reading[Mounts] = Reading("linux.mounts:mounts", "Mounts of all mount namespaces.")
+    block_devices: Reading[BlockDevices] = Reading("linux.block_devices:block_devices", "Disks and partitions.")
+    iomem: Reading[Resources] = Reading("linux.resources:iomem", "Ranges of physical addresses, and what they are.")
+    ioports: Reading[Resources] = Reading("linux.resources:ioports", "Ranges of ports, and what they are.")
+    kernel_keys: Reading[KernelKeys] = Reading("linux.kernel_keys:kernel_keys", "The kernel's keys and keyrings.")

@@ -31,9 +31,10 @@ class Layout:
     def __init__(self, *sources: str) -> None:
         self.structs: dict[str, CType] = {}
         for source in sources:
-            self._read(source)
+            self.add(source)
 
-    def _read(self, source: str) -> None:
+    def add(self, source: str) -> None:
+        """Read more structs; one of a name that is there takes its place."""
         members: dict[str, tuple[int, str]] = {}
         for line in source.splitlines():
             words = line.split()
@@ -76,10 +77,19 @@ class SyntheticProfile:
     """What `Kernel` asks of a profile, over a `Layout` and a dict of symbols."""
 
     release = "synthetic"
+    slide = 0
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.symbols: dict[str, int] = {}
+        self.enumerators: dict[str, int] = {}
+
+    def extend(self, source: str) -> None:
+        """More structs, or others of these names; members may be of types that are there."""
+        self.layout.add(source)
+
+    def enumerator(self, *names: str) -> int | None:
+        return next((self.enumerators[name] for name in names if name in self.enumerators), None)
 
     def symbol(self, name: str) -> int:
         if name not in self.symbols:

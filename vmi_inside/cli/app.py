@@ -33,6 +33,11 @@ COMMANDS: Final = {
     "sql": "vmi_inside.cli.sql:sql",
     "snapshot": "vmi_inside.cli.snapshot:snapshot",
     "diff": "vmi_inside.cli.diff:diff",
+    "dmesg": "vmi_inside.cli.dmesg:dmesg",
+    "mounts": "vmi_inside.cli.mounts:mounts",
+    "block": "vmi_inside.cli.block:block",
+    "iomem": "vmi_inside.cli.iomem:iomem",
+    "keys": "vmi_inside.cli.keys:keys",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }

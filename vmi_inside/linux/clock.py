@@ -5,6 +5,8 @@ Knows `struct timekeeper` (include/linux/timekeeper_internal.h). Rates and clock
 
 from __future__ import annotations
 
+import time
+
 from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.structs import Structs
@@ -30,6 +32,12 @@ def wall_clock(kernel: Kernel) -> int | None:
         return None if keeper.fetch("xtime_sec").fault.any() else int(keeper.number("xtime_sec")[0])
     except (ProfileError, MemoryFault):
         return None
+
+
+def now(kernel: Kernel) -> float | None:
+    """As `wall_clock`, None too where what the clock says is no date that could be."""
+    seconds = wall_clock(kernel)
+    return float(seconds) if seconds is not None and 0 < seconds < 2 * time.time() else None
 
 
 def boot_time(kernel: Kernel) -> float | None:

@@ -20,7 +20,8 @@ PATH_LIMIT = 4096
 def paths(kernel: Kernel, dentry: U64, mount: U64) -> tuple[list[str], Mask]:
     """Paths from the root of the mount namespace down, of `n` (dentry, vfsmount) pairs, and (n,) bool: which are whole.
 
-    A dentry of 0 gives an empty path. An unlinked file's path ends in ` (deleted)`, as in /proc.
+    A vfsmount of 0 gives a path from the root of its file system, a dentry of 0 an empty path. An unlinked file's path
+    ends in ` (deleted)`, as in /proc.
     """
     pair = np.stack((dentry, mount), axis=1)
     unique, back = np.unique(pair, axis=0, return_inverse=True)
@@ -38,7 +39,7 @@ def _unique_paths(kernel: Kernel, dentry: U64, vfsmount: U64) -> tuple[list[str]
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # rows, name pointers, name lengths: leaf first
     row = np.flatnonzero(dentry)
     here = dentry[row]
-    mount = vfsmount[row] - inner
+    mount = np.where(vfsmount[row] == 0, np.uint64(0), vfsmount[row] - inner)
     for depth in range(DEPTH_LIMIT):
         if not len(row):
             break

@@ -1,18 +1,16 @@
-"""The system as a whole: kernel, host name, clocks, CPUs. One row.
+"""The system as a whole: kernel, host name, clocks, CPUs, memory. One row.
 
-Knows `uts_namespace` (include/linux/utsname.h), the timekeeper, and what the profile says of the build.
+What is to be known of the kernel is `kernel_info`'s; here it stands beside what the machine has.
 """
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
-from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import clock
-from vmi_inside.table import Column, Faults, Table, Text, text
+from vmi_inside.linux.kernel_info import kernel_info
+from vmi_inside.table import Column, Table, Text, text
 from vmi_inside.types import I64, U64
 
 
@@ -20,54 +18,44 @@ class SystemInfo(Table):
     """One row on the guest and its kernel."""
 
     hostname: Text
+    domainname: Text
     release: Text
     version: Text
     machine: Text
     build_id: Text
+    arguments: Text  # the kernel's command line
+    path: Text  # of its image, as the boot loader named it
+    device: Text  # of the root file system
     cpus: I64  # possible CPUs
+    cpus_online: I64
     memory: I64  # bytes of RAM that the hypervisor gives
+    page_size: I64  # bytes
     boot_time: I64  # seconds since the epoch, by the guest's own clock
     clock: I64  # the guest's wall clock at its last tick, seconds since the epoch
     uptime: I64  # seconds, at its last tick
+    taint: I64  # as /proc/sys/kernel/tainted says
+    tainted: Text  # the same in words
+    lockdown: Text  # none integrity confidentiality; empty where the kernel has none
     paging: Text
     kaslr_offset: U64
     banner: Text
 
 
+#: What `KernelInfo` calls otherwise.
+_OTHERWISE = {"release": "version", "version": "build"}
+
+
 def system_info(kernel: Kernel) -> SystemInfo:
     """What system this is. What cannot be read is empty or 0, and named in `fault`."""
-    faults = Faults(1)
-    one = np.ones(1, dtype=np.bool_)
-    names = {"nodename": "", "release": kernel.profile.release, "version": "", "machine": ""}
     with kernel.operation():
-        try:
-            uts = kernel.object("uts_namespace", "init_uts_ns").fetch(*(f"name.{name}" for name in names))
-            names = {name: uts.text(f"name.{name}")[0] for name in names}
-            faults.mark(uts.fault, "init_uts_ns unreadable")
-        except ProfileError as error:
-            faults.mark(one, str(error))
-        boot, now = _clock(kernel)
-        if boot is None or now is None:
-            faults.mark(one, "clock unreadable")
-    data: dict[str, Column] = {
-        "hostname": text([names["nodename"]]),
-        "release": text([names["release"]]),
-        "version": text([names["version"]]),
-        "machine": text([names["machine"]]),
-        "build_id": text([kernel.profile.build_id]),
-        "cpus": np.array([kernel.cpus]),
-        "memory": np.array([sum(run.size for run in kernel.space.memory.runs)]),
-        "boot_time": np.array([int(boot or 0)]),
-        "clock": np.array([int(now or 0)]),
-        "uptime": np.array([int(now - boot) if now and boot else 0]),
-        "paging": text([kernel.space.paging.name]),
-        "kaslr_offset": np.array([kernel.profile.slide], dtype=np.uint64),
-        "banner": text([kernel.profile.banner]),
-        "fault": faults.column(),
-    }
-    return SystemInfo(data)
-
-
-def _clock(kernel: Kernel) -> tuple[float | None, float | None]:
-    now = clock.wall_clock(kernel)
-    return clock.boot_time(kernel), float(now) if now is not None and 0 < now < 2 * time.time() else None
+        about = kernel_info(kernel)
+        own: dict[str, Column] = {
+            "build_id": text([kernel.profile.build_id]),
+            "memory": np.array([sum(run.size for run in kernel.space.memory.runs)]),
+            "clock": np.array([int(clock.now(kernel) or 0)]),
+            "paging": text([kernel.space.paging.name]),
+            "banner": text([kernel.profile.banner]),
+        }
+    return SystemInfo({
+        name: own[name] if name in own else about.column(_OTHERWISE.get(name, name)) for name in SystemInfo.schema
+    })  # fmt: skip
