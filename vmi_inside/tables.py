@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_ty
 if TYPE_CHECKING:
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
+    from vmi_inside.linux.network.interfaces import InterfaceDetails
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.sockets import OpenSockets
@@ -105,3 +106,6 @@ class Tables:
         "linux.memory_map:process_memory_map", "The regions of all processes' memory."
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
+    interface_details: Reading[InterfaceDetails] = Reading(
+        "linux.network.interfaces:interface_details", "Network interfaces of all network namespaces."
+    )

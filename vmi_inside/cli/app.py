@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "ss": "vmi_inside.cli.ss:ss",
     "lsof": "vmi_inside.cli.lsof:lsof",
     "maps": "vmi_inside.cli.maps:maps",
+    "interfaces": "vmi_inside.cli.interfaces:interfaces",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
