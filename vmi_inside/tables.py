@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_ty
 if TYPE_CHECKING:
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
+    from vmi_inside.linux.network.addresses import InterfaceAddresses
     from vmi_inside.linux.network.interfaces import InterfaceDetails
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
@@ -108,4 +109,7 @@ class Tables:
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
     interface_details: Reading[InterfaceDetails] = Reading(
         "linux.network.interfaces:interface_details", "Network interfaces of all network namespaces."
+    )
+    interface_addresses: Reading[InterfaceAddresses] = Reading(
+        "linux.network.addresses:interface_addresses", "IP addresses of all interfaces of all network namespaces."
     )

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "lsof": "vmi_inside.cli.lsof:lsof",
     "maps": "vmi_inside.cli.maps:maps",
     "interfaces": "vmi_inside.cli.interfaces:interfaces",
+    "addresses": "vmi_inside.cli.addresses:addresses",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
