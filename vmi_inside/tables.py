@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.network.addresses import InterfaceAddresses
     from vmi_inside.linux.network.interfaces import InterfaceDetails
+    from vmi_inside.linux.network.routes import Routes
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.sockets import OpenSockets
@@ -112,4 +113,7 @@ class Tables:
     )
     interface_addresses: Reading[InterfaceAddresses] = Reading(
         "linux.network.addresses:interface_addresses", "IP addresses of all interfaces of all network namespaces."
+    )
+    routes: Reading[Routes] = Reading(
+        "linux.network.routes:routes", "Routes of all routing tables of all network namespaces."
     )

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "maps": "vmi_inside.cli.maps:maps",
     "interfaces": "vmi_inside.cli.interfaces:interfaces",
     "addresses": "vmi_inside.cli.addresses:addresses",
+    "routes": "vmi_inside.cli.routes:routes",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",

@@ -106,7 +106,7 @@ class _Addresses:
                 _raw(self.rows.unsigned("ifa_address")), (far != self.rows.number("ifa_local")) & (far != 0)
             )
         raw = np.ascontiguousarray(self.rows["peer_addr"]).view(np.uint8).reshape(len(self.owner), 16)
-        return words.inet(raw, raw.any(axis=1))
+        return words.inet(raw, words.given(raw))
 
     def scope(self) -> Text:
         """Where the address means something."""

@@ -7,7 +7,7 @@ the driver can tell (a link's speed, a virtual cable's other end) is left out; a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
@@ -207,7 +207,7 @@ _COLUMNS: Final[dict[str, Callable[[_Interfaces], Column]]] = {
     "master": _Interfaces.master,
     "qdisc": _Interfaces.qdisc,
     "alias": _Interfaces.alias,
-    **{name: lambda made, name=name: made.count(name) for name in COUNTS},
+    **{name: partial(_Interfaces.count, name=name) for name in COUNTS},
     "address": lambda made: made.rows.address,
 }
 

@@ -27,6 +27,12 @@ def inet(raw: U8, which: Mask | None = None) -> Text:
     return shown if which is None else np.where(which, shown, "").astype(object)
 
 
+def given(raw: U8) -> Mask:
+    """Which rows (n,) of addresses are not all zero."""
+    some: Mask = np.logical_or.reduce(raw != 0, axis=1)
+    return some
+
+
 def masks(bits: I64, width: int) -> Text:
     """Netmasks of `bits` (n,) ones, `width` bytes long."""
     known = {each: _mask(each, width) for each in set(bits.tolist())}
