@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.network.addresses import InterfaceAddresses
     from vmi_inside.linux.network.interfaces import InterfaceDetails
+    from vmi_inside.linux.network.neighbours import ArpCache
     from vmi_inside.linux.network.routes import Routes
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
@@ -116,4 +117,7 @@ class Tables:
     )
     routes: Reading[Routes] = Reading(
         "linux.network.routes:routes", "Routes of all routing tables of all network namespaces."
+    )
+    arp_cache: Reading[ArpCache] = Reading(
+        "linux.network.neighbours:arp_cache", "Neighbours on the link: ARP's and IPv6's, of all network namespaces."
     )

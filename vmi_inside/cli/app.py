@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "interfaces": "vmi_inside.cli.interfaces:interfaces",
     "addresses": "vmi_inside.cli.addresses:addresses",
     "routes": "vmi_inside.cli.routes:routes",
+    "arp": "vmi_inside.cli.arp:arp",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
