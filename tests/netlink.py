@@ -35,9 +35,9 @@ def listed(data: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def dump(guest: LabGuest, namespace: str, protocol: int, kind: int, header: bytes) -> Messages:
-    """All messages of a dump, in the network namespace of that file."""
-    said = guest.ask(f"workload netlink {namespace} {protocol} {kind} {header.hex()}")
+def dump(guest: LabGuest, namespace: str, protocol: int, kind: int, header: bytes, asked: bytes = b"") -> Messages:
+    """All messages of a dump, in the network namespace of that file; `asked` are the request's own attributes."""
+    said = guest.ask(f"workload netlink {namespace} {protocol} {kind} {(header + asked).hex()}")
     bodies = [bytes.fromhex(line.partition(" ")[2]) for line in said.splitlines()]
     return [(body[: len(header)], attributes(body[len(header) :])) for body in bodies]
 

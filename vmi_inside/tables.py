@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.network.addresses import InterfaceAddresses
+    from vmi_inside.linux.network.hooks import NetfilterHooks
     from vmi_inside.linux.network.interfaces import InterfaceDetails
     from vmi_inside.linux.network.neighbours import ArpCache
     from vmi_inside.linux.network.routes import Routes
@@ -120,4 +121,7 @@ class Tables:
     )
     arp_cache: Reading[ArpCache] = Reading(
         "linux.network.neighbours:arp_cache", "Neighbours on the link: ARP's and IPv6's, of all network namespaces."
+    )
+    netfilter_hooks: Reading[NetfilterHooks] = Reading(
+        "linux.network.hooks:netfilter_hooks", "Functions on netfilter's hooks, of all network namespaces."
     )

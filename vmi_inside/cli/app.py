@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "addresses": "vmi_inside.cli.addresses:addresses",
     "routes": "vmi_inside.cli.routes:routes",
     "arp": "vmi_inside.cli.arp:arp",
+    "netfilter": "vmi_inside.cli.netfilter:netfilter",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",

@@ -15,7 +15,7 @@ import numpy as np
 
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.code import Code
-from vmi_inside.linux.module_types import module_types
+from vmi_inside.linux.module_types import find_struct
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text
@@ -163,8 +163,7 @@ def _bridge(made: _Counts, which: I64) -> bool:
 
 def _private(made: _Counts, module: str, struct: str, which: I64) -> Structs | None:
     """The drivers' own structs, or None where their type is not known."""
-    types = module_types(made.kernel, module)
-    ctype = made.kernel.find_struct(struct) or (types.struct(struct) if types else None)
+    ctype = find_struct(made.kernel, module, struct)
     if ctype is None:
         return None
     return Structs(made.kernel.space, ctype, _behind(made.rows.select(which)))
