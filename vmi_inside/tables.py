@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.namespaces import ProcessNamespaces
+    from vmi_inside.linux.network.addresses import InterfaceAddresses
+    from vmi_inside.linux.network.hooks import NetfilterHooks
+    from vmi_inside.linux.network.interfaces import InterfaceDetails
+    from vmi_inside.linux.network.neighbours import ArpCache
+    from vmi_inside.linux.network.routes import Routes
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.signals import ProcessSignals
@@ -166,3 +171,18 @@ class Tables:
     iomem: Reading[Resources] = Reading("linux.resources:iomem", "Ranges of physical addresses, and what they are.")
     ioports: Reading[Resources] = Reading("linux.resources:ioports", "Ranges of ports, and what they are.")
     kernel_keys: Reading[KernelKeys] = Reading("linux.kernel_keys:kernel_keys", "The kernel's keys and keyrings.")
+    interface_details: Reading[InterfaceDetails] = Reading(
+        "linux.network.interfaces:interface_details", "Network interfaces of all network namespaces."
+    )
+    interface_addresses: Reading[InterfaceAddresses] = Reading(
+        "linux.network.addresses:interface_addresses", "IP addresses of all interfaces of all network namespaces."
+    )
+    routes: Reading[Routes] = Reading(
+        "linux.network.routes:routes", "Routes of all routing tables of all network namespaces."
+    )
+    arp_cache: Reading[ArpCache] = Reading(
+        "linux.network.neighbours:arp_cache", "Neighbours on the link: ARP's and IPv6's, of all network namespaces."
+    )
+    netfilter_hooks: Reading[NetfilterHooks] = Reading(
+        "linux.network.hooks:netfilter_hooks", "Functions on netfilter's hooks, of all network namespaces."
+    )

@@ -39,6 +39,7 @@ MODULES: Final = (
     "af_packet", "dummy", "veth", "inet_diag", "tcp_diag", "udp_diag", "unix_diag", "raw_diag", "netlink_diag",
     "vsock", "vsock_loopback", "vsock_diag", "e1000", "virtio_net", "virtio_pci", "loop", "tun",
     "crc32c_generic", "sctp", "af_alg", "xfrm_user",
+    "bridge", "nf_tables", "nft_chain_nat", "iptable_filter", "ip6table_filter", "nfnetlink_hook",
 )  # fmt: skip
 
 _WANTED: Final = " ".join(MODULES)

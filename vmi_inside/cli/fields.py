@@ -62,6 +62,8 @@ _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
         )), address,
     ),
 }  # fmt: skip
+    **dict.fromkeys(("address", "kaslr_offset", "pointer"), address),
+}
 
 
 def column_cells(table: Table, name: str) -> list[str]:

@@ -56,6 +56,15 @@ def module_types(kernel: Kernel, name: str) -> ModuleTypes | None:
         return None
 
 
+def find_struct(kernel: Kernel, module: str, name: str) -> CType | None:
+    """A struct of a part of the kernel that may be a module: the kernel's own, the module's, or None."""
+    found = kernel.find_struct(name)
+    if found is None:
+        types = module_types(kernel, module)
+        found = types.struct(name) if types else None
+    return found
+
+
 def _find(kernel: Kernel, name: str) -> Structs | None:
     known = loaded(kernel)
     at = [row for row, text in enumerate(known.name) if text == name]

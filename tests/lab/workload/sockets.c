@@ -339,6 +339,7 @@ const struct entry socket_scenarios[] = {
 	{ "vsock", vsock, 0 },
 	{ "others", others, 0 },
 	{ "socket-owners", owners, 0 },
+	{ "network", network, 0 },
 	{ "sockets", bulk, 1000 },
 	{ 0 },
 };

@@ -35,5 +35,6 @@ noreturn void agent(const char *path);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */
 void start_peer(void);
 scenario tcp, box, confined, signalled, limited, placed, containers;
+scenario tcp, box, network;
 
 #endif

@@ -7,16 +7,15 @@ net/packet/internal.h). TIME_WAIT and half-open connections are smaller structs:
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from functools import cached_property
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vmi_inside import walk
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.network import words
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Text, text
@@ -94,16 +93,16 @@ class SocketRows:
 
     def family_names(self) -> Text:
         """Address families by name, by number where they have none here."""
-        return _named(self.family, FAMILIES)
+        return words.code(self.family, FAMILIES)
 
     def type_names(self) -> Text:
         """Socket types; a connection's remains are a stream's."""
-        return _named(np.where(self.whole, self.kind, 1), TYPES)
+        return words.code(np.where(self.whole, self.kind, 1), TYPES)
 
     def protocols(self) -> Text:
         """`tcp`, `udp`, `raw`, `icmp` ... of internet sockets, the family's name of others."""
         internet = (self.family == INET) | (self.family == INET6)
-        out = np.where(internet, _named(self.number, PROTOCOLS), self.family_names())
+        out = np.where(internet, words.code(self.number, PROTOCOLS), self.family_names())
         out[internet & self.whole & (self.kind == _RAW_TYPE)] = "raw"
         return out
 
@@ -125,10 +124,10 @@ class SocketRows:
         four, six = ("skc_rcv_saddr", "skc_v6_rcv_saddr") if side == "local" else ("skc_daddr", "skc_v6_daddr")
         out = np.full(len(self.address), "", dtype=object)
         rows = np.flatnonzero(self.inet & (self.family == INET))
-        out[rows] = _printed(socket.AF_INET, self.common.unsigned(four)[rows].astype("<u4").view("V4"))
+        out[rows] = words.inet(self.common.unsigned(four)[rows].astype("<u4").view(np.uint8).reshape(-1, 4))
         if six in self.common.type.members:
             rows = np.flatnonzero(self.inet & (self.family == INET6))
-            out[rows] = _printed(socket.AF_INET6, np.ascontiguousarray(self.common[six][rows]).view("V16")[:, 0])
+            out[rows] = words.inet(self.common[six][rows].view(np.uint8))
         if side == "local":
             for row, protocol in zip(self._netlink[0].tolist(), self.number[self._netlink[0]].tolist(), strict=True):
                 out[row] = NETLINK_PROTOCOLS.get(protocol, str(protocol))
@@ -298,19 +297,6 @@ class SocketRows:
         """A column of `OpenSockets` by name, of those that a socket itself tells."""
         made: Column = _COLUMNS[name](self)
         return made
-
-
-def _named(codes: I64, names: dict[int, str]) -> Text:
-    """Names of codes; the number itself where it has none."""
-    unique, back = np.unique(codes, return_inverse=True)
-    return text(names.get(code, str(code)) for code in unique.tolist())[back]
-
-
-def _printed(family: int, raw: NDArray[np.void]) -> Text:
-    """Addresses as text; each distinct one is printed once."""
-    cells = raw.tolist()
-    known = {cell: socket.inet_ntop(family, cell) for cell in set(cells)}
-    return text(known[cell] for cell in cells)
 
 
 def _distance(rows: Structs, ahead: str, behind: str) -> I64:

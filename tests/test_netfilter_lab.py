@@ -1,0 +1,88 @@
+"""Netfilter's hooks of every namespace, held against what nfnetlink says in the guest (what `nft list hooks` reads)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import netlink
+from tests.lab.guest import LabGuest
+from vmi_inside.linux.network.hooks import FAMILIES, NetfilterHooks
+
+GET = 12 << 8  # NFNL_SUBSYS_HOOK, NFNL_MSG_HOOK_GET; told since 5.14, but not by Debian's 6.1
+HOOKNUM, PRIORITY, DEVICE, FUNCTION, MODULE = 1, 2, 3, 4, 5
+NFPROTO = {"ipv4": 2, "ipv6": 10, "arp": 3, "bridge": 7}
+NETDEV = 5
+
+
+@pytest.fixture(params=["6.12-cloud", "new-cloud"])
+def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> LabGuest:
+    return lab_boot(kernel=request.param)
+
+
+def hook(guest: LabGuest, namespace: str, family: int, number: int, device: str = "") -> list[tuple[Any, ...]]:
+    """Priority, function and module of all that is on one hook, in order."""
+    header = struct.pack("=BBH", family, 0, 0)
+    asked = struct.pack("=HH", 8, HOOKNUM) + struct.pack(">I", number)
+    if device:
+        name = device.encode() + b"\0"
+        asked += struct.pack("=HH", 4 + len(name), DEVICE) + name + bytes(-len(name) % 4)
+    rows = []
+    for _, found in netlink.dump(guest, namespace, netlink.NETFILTER, GET, header, asked):
+        priority = netlink.big(found, PRIORITY, signed=True)
+        rows.append((priority, netlink.text(found, FUNCTION), netlink.text(found, MODULE) or "kernel"))
+    return rows
+
+
+def test_every_hook_in_order(guest: LabGuest) -> None:
+    with guest.attach() as seen:
+        table = seen.netfilter_hooks()
+        assert table.notes == ()
+        assert set(table.fault.tolist()) == {""}
+        checked = 0
+        for inode, namespace in netlink.namespaces(guest).items():
+            mine = table.where(table.net_namespace == inode)
+            for family, names in FAMILIES.values():
+                for number, name in enumerate(names[:5]):
+                    found = mine.where((mine.family == family) & (mine.hook == name))
+                    assert rows(found) == hook(guest, namespace, NFPROTO[family], number), (inode, family, name)
+                    checked += len(found)
+            devices = mine.where(mine.family == "netdev")
+            for device in set(devices.interface.tolist()):
+                ingress = devices.where((devices.interface == device) & (devices.hook == "INGRESS"))
+                assert rows(ingress) == hook(guest, namespace, NETDEV, 0, device)
+                checked += len(ingress)
+        # A namespace in which no task lives has hooks, too; the guest has no name for it.
+        named = np.isin(table.net_namespace, list(netlink.namespaces(guest)))
+        assert checked == len(table.where(named & (table.hook != "EGRESS"))) > 5
+
+
+def rows(table: NetfilterHooks) -> list[tuple[Any, ...]]:
+    names = [each.partition(" ")[0] for each in table.function.tolist()]
+    return list(zip(table.priority.tolist(), names, table.module.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kernel", ["5.10-cloud", "6.1-cloud"])
+def test_what_the_hooks_serve(lab_boot: Callable[..., LabGuest], kernel: str) -> None:
+    guest = lab_boot() if kernel == "6.1-cloud" else lab_boot(kernel=kernel)
+    with guest.attach() as seen:
+        table = seen.netfilter_hooks()
+        assert set(table.fault.tolist()) == {""}
+        lab = {(row.family, row.hook, row.priority): row for row in table if row.module == "nf_tables"}
+        assert lab["ipv4", "INPUT", -5].function.startswith("nft_do_chain_inet")
+        assert lab["ipv6", "FORWARD", 10].function.startswith("nft_do_chain_inet")
+        wire = lab["netdev", "INGRESS", -500]
+        assert (wire.interface, wire.function.partition(" ")[0]) == ("lan0", "nft_do_chain_netdev")
+        legacy = [row for row in table if row.module in ("iptable_filter", "ip_tables")]
+        assert {(row.family, row.hook, row.priority) for row in legacy} == {
+            ("ipv4", "INPUT", 0), ("ipv4", "FORWARD", 0), ("ipv4", "OUTPUT", 0),
+        }  # fmt: skip
+        if kernel != "5.10-cloud":  # whose modules have no types
+            assert lab["ipv4", "INPUT", -5].chain == "lab input"
+            assert wire.chain == "early wire"
+            assert {row.chain for row in legacy} == {"filter"}
+            assert {row.kind for row in legacy} == {"iptables"}
