@@ -10,10 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.memory_info import MemoryInfo
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
+    from vmi_inside.linux.slab_caches import SlabCaches
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.threads import Threads
     from vmi_inside.table import Table
@@ -105,3 +107,5 @@ class Tables:
         "linux.memory_map:process_memory_map", "The regions of all processes' memory."
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
+    memory_info: Reading[MemoryInfo] = Reading("linux.memory_info:memory_info", "What the system's memory is used for.")
+    slab_caches: Reading[SlabCaches] = Reading("linux.slab_caches:slab_caches", "The kernel's slab caches.")

@@ -23,6 +23,8 @@ COMMANDS: Final = {
     "lsof": "vmi_inside.cli.lsof:lsof",
     "maps": "vmi_inside.cli.maps:maps",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
+    "meminfo": "vmi_inside.cli.meminfo:meminfo",
+    "slabinfo": "vmi_inside.cli.slabinfo:slabinfo",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }
