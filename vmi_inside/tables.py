@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.open_files import OpenFiles
+    from vmi_inside.linux.process_memory import ProcessMemory
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.slab_caches import SlabCaches
     from vmi_inside.linux.sockets import OpenSockets
@@ -109,3 +110,6 @@ class Tables:
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
     memory_info: Reading[MemoryInfo] = Reading("linux.memory_info:memory_info", "What the system's memory is used for.")
     slab_caches: Reading[SlabCaches] = Reading("linux.slab_caches:slab_caches", "The kernel's slab caches.")
+    process_memory: Reading[ProcessMemory] = ReadingOfProcesses(
+        "linux.process_memory:process_memory", "What each process's memory consists of."
+    )

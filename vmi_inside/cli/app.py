@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "lsof": "vmi_inside.cli.lsof:lsof",
     "maps": "vmi_inside.cli.maps:maps",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
+    "memory": "vmi_inside.cli.memory:memory",
     "meminfo": "vmi_inside.cli.meminfo:meminfo",
     "slabinfo": "vmi_inside.cli.slabinfo:slabinfo",
     "profile": "vmi_inside.cli.profile:profile",

@@ -80,6 +80,7 @@ class Field:
     name: str
     needs: tuple[str, ...] = ()
     make: Callable[[Table], list[str]] | None = None
+    number: bool = False  # what `make` writes belongs to the right
 
     @property
     def header(self) -> str:
@@ -97,7 +98,7 @@ class Field:
 
     def right(self, table: Table) -> bool:
         """Whether it is a number, and belongs to the right."""
-        return self.make is None and table.column(self.name).dtype.kind in "iuf"
+        return self.number or (self.make is None and table.column(self.name).dtype.kind in "iuf")
 
 
 Fields = tuple[Field, ...]
@@ -106,6 +107,15 @@ Fields = tuple[Field, ...]
 def plain(*names: str) -> Fields:
     """Fields for columns of the library."""
     return tuple(map(Field, names))
+
+
+def sizes(*names: str) -> Fields:
+    """Fields for columns of bytes, written with units."""
+
+    def field(name: str) -> Field:
+        return Field(name, make=lambda table: [size(value) for value in table.column(name).tolist()], number=True)
+
+    return tuple(map(field, names))
 
 
 def checked(name: str, schema: Sequence[str], option: str) -> str:

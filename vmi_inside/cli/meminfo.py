@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import chain
 
 import click
 
-from vmi_inside.cli.fields import Field, column_cells, size
+from vmi_inside.cli.fields import plain, sizes
 from vmi_inside.cli.options import Target, output_options, target_options
 from vmi_inside.cli.output import Output
 
-if TYPE_CHECKING:
-    from vmi_inside.table import Table
-
-#: What is a number of pages; all else is bytes.
+#: What is no number of bytes.
 _COUNTS = ("huge_pages_total", "huge_pages_free", "huge_pages_reserved", "huge_pages_surplus", "fault")
-
-
-def _field(name: str) -> Field:
-    """A column as people read it: bytes with a unit."""
-
-    def cells(table: Table) -> list[str]:
-        return [size(value) for value in table.column(name).tolist()]
-
-    return Field(name, make=(lambda table: column_cells(table, name)) if name in _COUNTS else cells)
 
 
 @click.command(
@@ -44,7 +32,8 @@ def meminfo(target: Target, output: Output) -> None:
 
     reading = TABLES["memory_info"]
     schema = reading.table.schema
-    fields = output.choose(schema, tuple(map(_field, schema)))
+    shown = chain.from_iterable(plain(name) if name in _COUNTS else sizes(name) for name in schema)
+    fields = output.choose(schema, tuple(shown))
     with target.attach(output) as guest:
         table = guest.read(reading, output.needs(fields, "fault"))
     output.record(table, fields)
