@@ -25,6 +25,8 @@ from vmi_inside.types import I64, PAGE_SHIFT, U64, Mask
 _TOGETHER: Final = 128
 _PORTION: Final = 2048
 _TABLE_LIMIT: Final = 1 << 14  # 32 GiB of small pages
+#: And of all processes of one reading.
+_TABLES_IN_ALL: Final = 1 << 17
 #: Bits of an entry: mapped though not present to the CPU (PROT_NONE), and with no page to count (`pte_special`).
 _PROTNONE, _SPECIAL = np.uint64(1 << 8), np.uint64(1 << 9)
 _PSS_SHIFT: Final = 12  # the kernel sums shares with so many bits behind the point
@@ -69,9 +71,11 @@ def shares(kernel: Kernel, mms: Structs) -> Shares:
     pages = _Pages(kernel)
     huge = _Huge(kernel, mms)
     rows = np.flatnonzero(whole)
+    left = _TABLES_IN_ALL
     for start in range(0, len(rows), _TOGETHER):
         some = rows[start : start + _TOGETHER]
-        for leaves, torn, word in _walk(kernel, root[some], some):
+        for leaves, torn, word, tables in _walk(kernel, root[some], some, left):
+            left -= tables
             if len(torn):
                 whole[torn] = False
                 faults[word] = None
@@ -88,8 +92,11 @@ def shares(kernel: Kernel, mms: Structs) -> Shares:
     return Shares(sums[0], sums[1] >> _PSS_SHIFT, sums[2], whole, tuple(faults))
 
 
-def _walk(kernel: Kernel, root: U64, row: I64) -> Iterator[tuple[_Leaves, I64, str]]:
-    """Pages of processes, portion by portion, and the rows of those whose tables are not believed, and why."""
+def _walk(kernel: Kernel, root: U64, row: I64, left: int) -> Iterator[tuple[_Leaves, I64, str, int]]:
+    """Pages of processes, portion by portion; the rows of those whose tables are not believed, and why; tables read.
+
+    No more than `left` tables are read.
+    """
     paging, memory = kernel.space.paging, kernel.space.memory
     entries = 1 << paging.splits[-1]
     table, owner, base = root, row, np.zeros(len(root), dtype=np.uint64)
@@ -119,7 +126,7 @@ def _walk(kernel: Kernel, root: U64, row: I64) -> Iterator[tuple[_Leaves, I64, s
             counted = leaf & (entry & _SPECIAL == _ZERO)
             pfn = (frame[counted] >> np.uint64(PAGE_SHIFT)) & ~(count - _ONE)
             leaves = _Leaves(pfn, np.full(len(pfn), count), whose[counted], va[counted])
-            yield leaves, owner[part][~ok], "a page table could not be read"
+            yield leaves, owner[part][~ok], "a page table could not be read", 0
             if level > 1:
                 inner = present & ~leaf
                 onward.append((frame[inner], whose[inner], va[inner]))
@@ -127,13 +134,16 @@ def _walk(kernel: Kernel, root: U64, row: I64) -> Iterator[tuple[_Leaves, I64, s
             return
         table, owner, base = (np.concatenate([each[n] for each in onward]) for n in range(3))
         # No process has more tables than it can: one that says so runs in circles.
-        rank = _rank(owner)
-        fits = seen[owner] + rank < _TABLE_LIMIT
-        if not fits.all():
-            none_left = _Leaves(table[:0], table[:0], owner[:0], base[:0])
-            yield none_left, np.unique(owner[~fits]), f"more than {_TABLE_LIMIT} page tables of one process"
-            table, owner, base = table[fits], owner[fits], base[fits]
+        fits = seen[owner] + _rank(owner) < _TABLE_LIMIT
+        word = f"more than {_TABLE_LIMIT} page tables of one process"
+        if int(fits.sum()) > left:
+            fits &= np.cumsum(fits) <= left
+            word = f"more than {_TABLES_IN_ALL} page tables in all"
+        cut = np.unique(owner[~fits])
+        table, owner, base = table[fits], owner[fits], base[fits]
         seen += np.bincount(owner, minlength=len(seen))
+        left -= len(table)
+        yield _Leaves(table[:0], table[:0], owner[:0], base[:0]), cut, word, len(table)
 
 
 def _rank(owner: I64) -> I64:
