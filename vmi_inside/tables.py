@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.bpf_links import BpfLinks
+    from vmi_inside.linux.bpf_maps import BpfMaps
+    from vmi_inside.linux.bpf_programs import BpfPrograms
     from vmi_inside.linux.memory_info import MemoryInfo
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
@@ -113,3 +116,6 @@ class Tables:
     process_memory: Reading[ProcessMemory] = ReadingOfProcesses(
         "linux.process_memory:process_memory", "What each process's memory consists of."
     )
+    bpf_programs: Reading[BpfPrograms] = Reading("linux.bpf_programs:bpf_programs", "Loaded eBPF programs.")
+    bpf_maps: Reading[BpfMaps] = Reading("linux.bpf_maps:bpf_maps", "eBPF maps.")
+    bpf_links: Reading[BpfLinks] = Reading("linux.bpf_links:bpf_links", "What eBPF programs are attached to.")

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "maps": "vmi_inside.cli.maps:maps",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "memory": "vmi_inside.cli.memory:memory",
+    "bpf": "vmi_inside.cli.bpf:bpf",
     "meminfo": "vmi_inside.cli.meminfo:meminfo",
     "slabinfo": "vmi_inside.cli.slabinfo:slabinfo",
     "profile": "vmi_inside.cli.profile:profile",

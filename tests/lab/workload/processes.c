@@ -389,5 +389,6 @@ const struct entry process_scenarios[] = {
 	{ "files", files, 300 },
 	{ "mappings", mappings, 0 },
 	{ "box", box, 3 },
+	{ "watched", watched, 0 },
 	{ 0 },
 };
