@@ -108,3 +108,96 @@ def test_links(guest: LabGuest) -> None:
     assert targets.get("lab_kprobe", "kprobe do_nanosleep") == "kprobe do_nanosleep"
     assert targets.get("lab_point", "sched_process_fork") == "sched_process_fork"
     assert re.fullmatch("(do|filename)_unlinkat", targets.get("lab_fentry", "do_unlinkat"))
+
+
+# -- probes and traces ----------------------------------------------------------------------------------------------
+
+
+def test_kprobes_are_what_debugfs_lists(guest: LabGuest) -> None:
+    said = []
+    for line in guest.ask("cat /sys/kernel/debug/kprobes/list").splitlines():
+        address, kind, place, *rest = line.split()
+        flags = set(re.findall(r"\[([A-Z]+)\]", "".join(rest)))
+        said.append((int(address, 16), {"k": "kprobe", "r": "kretprobe"}[kind], place.removesuffix("+0x0"), flags))
+    with guest.attach() as seen:
+        table = seen.kprobes()
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    mine = []
+    for row in table:
+        words = {"GONE": row.gone, "DISABLED": not row.enabled, "OPTIMIZED": row.optimized, "FTRACE": row.ftrace}
+        mine.append((row.probed, row.type, row.symbol, {word for word, on in words.items() if on}))
+    assert len(said) >= 5
+
+    def key(each: tuple) -> tuple:
+        return each[:2]
+
+    assert sorted(mine, key=key) == sorted(said, key=key)
+    events = {row.event: row for row in table}
+    assert {"lab:open", "lab:opened", "lab:inside", "lab:later"} <= set(events)
+    assert not events["lab:later"].enabled
+    assert events["lab:inside"].optimized
+    assert events["lab:opened"].type == "kretprobe"
+    assert set(table.owner) == {"kernel"}
+    assert events["lab:opened"].handler == "kretprobe_dispatcher"
+
+
+def test_traced_functions_are_what_tracefs_lists(guest: LabGuest) -> None:
+    said: dict[str, tuple[int, bool, bool, str]] = {}
+    name = ""
+    for line in guest.ask("cat /sys/kernel/tracing/enabled_functions").splitlines():
+        if "direct-->" in line:
+            said[name] = (*said[name][:3], line.split("-->")[1].split("+")[0])
+            continue
+        name, count, rest = re.match(r"(\S+) \((\d+)\)(.*)", line).groups()  # type: ignore[union-attr]
+        letters = rest.split("tramp:")[0].split()
+        said[name] = (int(count), "R" in letters, "I" in letters, "")
+    with guest.attach() as seen:
+        table = seen.ftrace_functions()
+        users = seen.ftrace_ops()
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    mine = {
+        row.function: (row.users, row.regs, row.ipmodify, row.direct.removesuffix(" [bpf]")) for row in table
+    }  # fmt: skip
+    assert len(said) >= 5
+    assert mine == said
+    called = {row.function: row.callbacks for row in table}
+    assert called["vfs_statx"] == called["vfs_mkdir"] == called["vfs_unlink"] == "function_trace_call"
+    assert called["do_sys_openat2"] == "kprobe_ftrace_handler"
+    assert users.notes == ()
+    assert set(users.fault) == {""}
+    traced = [row for row in users if row.callback == "function_trace_call"]
+    assert sorted(row.functions for row in traced) == [1, 2]
+    assert {row.name for row in traced} == {"", "global_ops"}
+    assert all(row.owner == "kernel" and row.enabled for row in users)
+    by_probes = [row for row in users if row.name == "kprobe_ftrace_ops"]
+    assert [row.functions for row in by_probes] == [2]  # the two enabled ones at functions' entries
+    filters = guest.ask("cd /sys/kernel/tracing; cat set_ftrace_filter instances/lab/set_ftrace_filter").split()
+    assert sum(row.functions for row in traced) == len(filters)
+
+
+def test_tracepoints_in_use(guest: LabGuest) -> None:
+    events = guest.ask("cat /sys/kernel/tracing/set_event").split()
+    with guest.attach() as seen:
+        table = seen.tracepoints()
+        few = seen.tracepoints(["name"])
+        holds = {words.address for words in seen.bpf_links()} | {words.address for words in seen.bpf_programs()}
+    assert few.name.tolist() == table.name.tolist()
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    found: dict[str, list[str]] = {}
+    for row in table:
+        found.setdefault(row.name, []).append(row.function)
+        assert row.owner == row.module
+        assert row.function.endswith(f"[{row.module}]") or row.module == "kernel"
+    for event in events:
+        group, _, name = event.partition(":")
+        if group != "lab":  # those are no tracepoints
+            assert any(each.startswith("trace_event_raw_event_") for each in found.pop(name)), event
+    # What is left is eBPF's and perf's, and what ftrace needs for itself while events are on.
+    assert found.pop("sched_process_exit")[0].startswith("__bpf_trace_sched_process")
+    assert found.pop("sched_process_fork") == ["perf_trace_sched_process_fork"]
+    assert set(found) <= {"sched_switch", "sched_wakeup", "sched_wakeup_new"}
+    raw = next(row for row in table if row.name == "sched_process_exit")
+    assert raw.data_address in holds

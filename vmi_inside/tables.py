@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from vmi_inside.linux.bpf_links import BpfLinks
     from vmi_inside.linux.bpf_maps import BpfMaps
     from vmi_inside.linux.bpf_programs import BpfPrograms
+    from vmi_inside.linux.ftrace_functions import FtraceFunctions
+    from vmi_inside.linux.ftrace_ops import FtraceOps
+    from vmi_inside.linux.kprobes import Kprobes
     from vmi_inside.linux.memory_info import MemoryInfo
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.slab_caches import SlabCaches
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.threads import Threads
+    from vmi_inside.linux.tracepoints import Tracepoints
     from vmi_inside.table import Table
 
 T = TypeVar("T", bound="Table")
@@ -119,3 +123,11 @@ class Tables:
     bpf_programs: Reading[BpfPrograms] = Reading("linux.bpf_programs:bpf_programs", "Loaded eBPF programs.")
     bpf_maps: Reading[BpfMaps] = Reading("linux.bpf_maps:bpf_maps", "eBPF maps.")
     bpf_links: Reading[BpfLinks] = Reading("linux.bpf_links:bpf_links", "What eBPF programs are attached to.")
+    kprobes: Reading[Kprobes] = Reading("linux.kprobes:kprobes", "Where the kernel is probed, and by whom.")
+    ftrace_ops: Reading[FtraceOps] = Reading("linux.ftrace_ops:ftrace_ops", "Who uses ftrace.")
+    ftrace_functions: Reading[FtraceFunctions] = Reading(
+        "linux.ftrace_functions:ftrace_functions", "Functions that are traced, and by whom."
+    )
+    tracepoints: Reading[Tracepoints] = Reading(
+        "linux.tracepoints:tracepoints", "Functions that are called at tracepoints."
+    )

@@ -54,7 +54,7 @@ _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
     **dict.fromkeys(("resident_size", "total_size", "memory"), size),
     **dict.fromkeys(("start_time", "boot_time", "load_time", "clock"), moment),
     **dict.fromkeys(("user_time", "system_time"), duration),
-    **dict.fromkeys(("address", "jited_address", "kaslr_offset"), address),
+    **dict.fromkeys(("address", "jited_address", "data_address", "probed", "trampoline", "kaslr_offset"), address),
 }
 
 

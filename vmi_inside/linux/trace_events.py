@@ -52,6 +52,18 @@ def event_targets(kernel: Kernel, call: U64) -> tuple[Text, Mask]:
     return out, ok
 
 
+def kprobe_events(kernel: Kernel, probes: Structs) -> tuple[Text, Mask]:
+    """Names of the events (n,), `group:event`, that these kprobes are probes of; and (n,) bool: which were read."""
+    rows = probes.holder(kernel.struct("trace_kprobe"), "rp.kp")
+    events = kernel.structs("trace_probe_event", rows.pointer("tp.event")).fetch("call.name", "call.class")
+    classes = events.follow("call.class", kernel.struct("trace_event_class"))
+    names, named = kernel.strings(events.pointer("call.name"))
+    groups, grouped = kernel.strings(classes.pointer("system"))
+    ok = named & grouped & ~(rows.fault | events.fault | classes.fault)
+    shown = [f"{group}:{name}" if name else "" for group, name in zip(groups, names, strict=True)]
+    return np.array([*shown, ""], dtype=object)[:-1], ok
+
+
 def _strings(kernel: Kernel, address: U64, fault: Mask) -> tuple[Text, Mask]:
     found, fine = kernel.strings(address, _PATH_LIMIT)
     return np.array([*found, ""], dtype=object)[:-1], fine & ~fault
