@@ -50,11 +50,12 @@ def bpf_links(kernel: Kernel, columns: Iterable[str] | None = None) -> BpfLinks:
     with kernel.operation():
         number, rows, notes = bpf_objects.objects(kernel, "link_idr", "bpf_link")
         rows.fetch("id", "type", "prog", "refcnt.counter")
-        aux = rows.follow("prog").follow("aux").fetch("id", "name", "attach_func_name", "dst_prog")
+        aux, reached = _along(rows, "prog", "aux")
+        aux.fetch("id", "name", "attach_func_name", "dst_prog")
         faults = Faults(len(rows))
         faults.mark(rows.fault, "link unreadable")
         faults.mark(~rows.fault & (rows.number("id") != number), "its number is another")
-        faults.mark(aux.fault, "program unreadable")
+        faults.mark(~reached | aux.fault, "program unreadable")
         kinds = bpf_objects.shown(rows.number("type"), bpf_objects.words(kernel, "bpf_link_type", "BPF_LINK_TYPE_"))
         data = {
             "id": number,
@@ -125,46 +126,57 @@ def _targets(kernel: Kernel, rows: Structs, aux: Structs, kinds: Text) -> tuple[
     return out, ok
 
 
+def _along(rows: Structs, *members: str) -> tuple[Structs, Mask]:
+    """The structs at the end of a chain of pointers, and (n,) bool: of which all could be read on the way there."""
+    ok = np.ones(len(rows), dtype=np.bool_)
+    for member in members:
+        onward = rows.follow(member)
+        ok &= ~rows.fault
+        rows = onward
+    return rows, ok
+
+
 def _tracepoints(kernel: Kernel, around: Structs) -> tuple[Text, Mask]:
-    points = around.follow("btp").follow("tp")
-    names, ok = kernel.strings(points.pointer("name"))
-    return text(names), ok & ~points.fault
+    points, ok = _along(around, "btp", "tp")
+    names, named = kernel.strings(points.pointer("name"))
+    return text(names), ok & named & ~points.fault
 
 
 def _cgroups(kernel: Kernel, around: Structs) -> tuple[Text, Mask]:
-    groups = around.follow("cgroup")
-    found, ok = node_paths(kernel, groups.follow("kn"))
-    return text(found), ok & ~groups.fault
+    nodes, ok = _along(around, "cgroup", "kn")
+    found, whole = node_paths(kernel, nodes)
+    return text(found), ok & whole
 
 
 def _namespaces(kernel: Kernel, around: Structs) -> tuple[Text, Mask]:
-    nets = around.follow("net")  # none when the namespace is gone
+    nets, ok = _along(around, "net")  # none when the namespace is gone
     inodes = nets.number("ns.inum").tolist()
-    return text(f"net:[{inode}]" if inode else "" for inode in inodes), ~nets.fault
+    return text(f"net:[{inode}]" if inode else "" for inode in inodes), ok & ~nets.fault
 
 
 def _devices(kernel: Kernel, around: Structs) -> tuple[Text, Mask]:
-    devices = around.follow("dev")
-    return text(devices.text("name")), ~devices.fault
+    devices, ok = _along(around, "dev")
+    return text(devices.text("name")), ok & ~devices.fault
 
 
 def _iterators(kernel: Kernel, around: Structs) -> tuple[Text, Mask]:
-    kinds = around.follow("tinfo").follow("reg_info")
-    names, ok = kernel.strings(kinds.pointer("target"))
-    return text(names), ok & ~kinds.fault
+    kinds, ok = _along(around, "tinfo", "reg_info")
+    names, named = kernel.strings(kinds.pointer("target"))
+    return text(names), ok & named & ~kinds.fault
 
 
 def _maps(kernel: Kernel, around: Structs) -> tuple[Text, Mask]:
-    maps = around.follow("map").fetch("id", "name")
+    maps, ok = _along(around, "map")
+    maps.fetch("id", "name")
     shown = zip(maps.text("name"), maps.number("id").tolist(), strict=True)
-    return text(f"map {number} {name}".rstrip() for name, number in shown), ~maps.fault
+    return text(f"map {number} {name}".rstrip() for name, number in shown), ok & ~maps.fault
 
 
 def _events(kernel: Kernel, around: Structs) -> tuple[Text, Mask]:
-    files = around.follow("perf_file")
+    files, ok = _along(around, "perf_file")
     events = kernel.structs("perf_event", files.pointer("private_data"))
-    found, ok = event_targets(kernel, events.pointer("tp_event"))
-    return found, ok & ~files.fault & ~events.fault
+    found, read = event_targets(kernel, events.pointer("tp_event"))
+    return found, ok & read & ~files.fault & ~events.fault
 
 
 def _functions(kernel: Kernel, around: Structs) -> tuple[Text, Mask]:

@@ -110,8 +110,8 @@ def _meant_for(kernel: Kernel, codes: I64) -> Text:
 def targets(kernel: Kernel, aux: Structs) -> tuple[Text, Mask]:
     """What programs (n rows of bpf_prog_aux) trace or replace: a function, of a program where it is one's."""
     names, ok = kernel.strings(aux.pointer("attach_func_name"))
-    program = aux.follow("dst_prog").follow("aux").fetch("name")
-    others = program.text("name")
+    program = aux.follow("dst_prog")
+    others = program.follow("aux").text("name")
     shown = (f"{other}:{name}" if other else name for name, other in zip(names, others, strict=True))
     return text(shown), ok & ~program.fault
 

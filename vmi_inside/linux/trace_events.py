@@ -14,7 +14,7 @@ from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.code import Code
 from vmi_inside.structs import Structs
-from vmi_inside.table import Text
+from vmi_inside.table import Text, text
 from vmi_inside.types import U64, Mask
 
 _PATH_LIMIT: Final = 4096
@@ -61,12 +61,12 @@ def kprobe_events(kernel: Kernel, probes: Structs) -> tuple[Text, Mask]:
     groups, grouped = kernel.strings(classes.pointer("system"))
     ok = named & grouped & ~(rows.fault | events.fault | classes.fault)
     shown = [f"{group}:{name}" if name else "" for group, name in zip(groups, names, strict=True)]
-    return np.array([*shown, ""], dtype=object)[:-1], ok
+    return text(shown), ok
 
 
 def _strings(kernel: Kernel, address: U64, fault: Mask) -> tuple[Text, Mask]:
     found, fine = kernel.strings(address, _PATH_LIMIT)
-    return np.array([*found, ""], dtype=object)[:-1], fine & ~fault
+    return text(found), fine & ~fault
 
 
 def _probes(kernel: Kernel, calls: Structs, holder: str) -> Structs:
@@ -82,11 +82,11 @@ def _kprobes(kernel: Kernel, calls: Structs) -> tuple[Text, Mask]:
     where = Code(kernel).symbols(rows.pointer("rp.kp.addr"))
     back = rows.pointer("rp.handler") != 0
     words = [f"{'kretprobe' if each else 'kprobe'} {name}" for each, name in zip(back, where, strict=True)]
-    return np.array([*words, ""], dtype=object)[:-1], ~rows.fault
+    return text(words), ~rows.fault & (rows.pointer("rp.kp.addr") != 0)
 
 
 def _uprobes(kernel: Kernel, calls: Structs) -> tuple[Text, Mask]:
     rows = _probes(kernel, calls, "trace_uprobe").fetch("filename", "offset")
     names, fine = kernel.strings(rows.pointer("filename"), _PATH_LIMIT)
     words = [f"uprobe {name}:{at:#x}" for name, at in zip(names, rows.unsigned("offset").tolist(), strict=True)]
-    return np.array([*words, ""], dtype=object)[:-1], fine & ~rows.fault
+    return text(words), fine & ~rows.fault

@@ -92,7 +92,7 @@ def _points(kernel: Kernel) -> tuple[Structs, Text, list[str]]:
         member = modules.modules.type.member("tracepoints_ptrs").type.target
         wide = member.size if member.kind == "int" else 8
         modules.modules.fetch("tracepoints_ptrs", "num_tracepoints")
-        count = np.minimum(modules.modules.unsigned("num_tracepoints"), np.uint64(_POINTS)).astype(np.int64) * wide
+        count = modules.modules.number("num_tracepoints") * wide
         lists += list(
             zip(modules.name, modules.modules.pointer("tracepoints_ptrs").tolist(), count.tolist(), strict=True)
         )
@@ -101,6 +101,7 @@ def _points(kernel: Kernel) -> tuple[Structs, Text, list[str]]:
         notes.append(f"tracepoints of modules: {error}")
     base = np.array([each[1] for each in lists], dtype=np.uint64)
     size = np.array([min(each[2], _POINTS * wide) for each in lists], dtype=np.int64)
+    notes += [f"tracepoints of {name}: cut after {_POINTS}" for name, _, long in lists if long > _POINTS * wide]
     got = ragged.gather(kernel.space, base, size)
     if not got.ok.all():
         notes.append("tracepoints: a list of them could not be read")
