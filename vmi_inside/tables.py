@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from vmi_inside.linux.credentials import ProcessCredentials
     from vmi_inside.linux.environments import ProcessEnvs
     from vmi_inside.linux.limits import ProcessLimits
+    from vmi_inside.linux.bpf_links import BpfLinks
+    from vmi_inside.linux.bpf_maps import BpfMaps
+    from vmi_inside.linux.bpf_programs import BpfPrograms
+    from vmi_inside.linux.ftrace_functions import FtraceFunctions
+    from vmi_inside.linux.ftrace_ops import FtraceOps
+    from vmi_inside.linux.kprobes import Kprobes
+    from vmi_inside.linux.memory_info import MemoryInfo
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.namespaces import ProcessNamespaces
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.network.neighbours import ArpCache
     from vmi_inside.linux.network.routes import Routes
     from vmi_inside.linux.open_files import OpenFiles
+    from vmi_inside.linux.process_memory import ProcessMemory
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.signals import ProcessSignals
     from vmi_inside.linux.block_devices import BlockDevices
@@ -35,9 +43,11 @@ if TYPE_CHECKING:
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.resources import Resources
+    from vmi_inside.linux.slab_caches import SlabCaches
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.stacks import ProcessStack
     from vmi_inside.linux.threads import Threads
+    from vmi_inside.linux.tracepoints import Tracepoints
     from vmi_inside.table import Table
 
 T = TypeVar("T", bound="Table")
@@ -185,4 +195,19 @@ class Tables:
     )
     netfilter_hooks: Reading[NetfilterHooks] = Reading(
         "linux.network.hooks:netfilter_hooks", "Functions on netfilter's hooks, of all network namespaces."
+    memory_info: Reading[MemoryInfo] = Reading("linux.memory_info:memory_info", "What the system's memory is used for.")
+    slab_caches: Reading[SlabCaches] = Reading("linux.slab_caches:slab_caches", "The kernel's slab caches.")
+    process_memory: Reading[ProcessMemory] = ReadingOfProcesses(
+        "linux.process_memory:process_memory", "What each process's memory consists of."
+    )
+    bpf_programs: Reading[BpfPrograms] = Reading("linux.bpf_programs:bpf_programs", "Loaded eBPF programs.")
+    bpf_maps: Reading[BpfMaps] = Reading("linux.bpf_maps:bpf_maps", "eBPF maps.")
+    bpf_links: Reading[BpfLinks] = Reading("linux.bpf_links:bpf_links", "What eBPF programs are attached to.")
+    kprobes: Reading[Kprobes] = Reading("linux.kprobes:kprobes", "Where the kernel is probed, and by whom.")
+    ftrace_ops: Reading[FtraceOps] = Reading("linux.ftrace_ops:ftrace_ops", "Who uses ftrace.")
+    ftrace_functions: Reading[FtraceFunctions] = Reading(
+        "linux.ftrace_functions:ftrace_functions", "Functions that are traced, and by whom."
+    )
+    tracepoints: Reading[Tracepoints] = Reading(
+        "linux.tracepoints:tracepoints", "Functions that are called at tracepoints."
     )

@@ -43,6 +43,13 @@ COMMANDS: Final = {
     "block": "vmi_inside.cli.block:block",
     "iomem": "vmi_inside.cli.iomem:iomem",
     "keys": "vmi_inside.cli.keys:keys",
+    "memory": "vmi_inside.cli.memory:memory",
+    "bpf": "vmi_inside.cli.bpf:bpf",
+    "kprobes": "vmi_inside.cli.kprobes:kprobes",
+    "ftrace": "vmi_inside.cli.ftrace:ftrace",
+    "tracepoints": "vmi_inside.cli.tracepoints:tracepoints",
+    "meminfo": "vmi_inside.cli.meminfo:meminfo",
+    "slabinfo": "vmi_inside.cli.slabinfo:slabinfo",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }

@@ -52,7 +52,7 @@ def address(value: int) -> str:
 
 _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
     **dict.fromkeys(("resident_size", "total_size", "memory"), size),
-    **dict.fromkeys(("start_time", "boot_time", "clock"), moment),
+    **dict.fromkeys(("start_time", "boot_time", "load_time", "clock"), moment),
     **dict.fromkeys(("user_time", "system_time"), duration),
     **dict.fromkeys(("address", "kaslr_offset"), address),
     **dict.fromkeys(
@@ -63,6 +63,7 @@ _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
     ),
 }  # fmt: skip
     **dict.fromkeys(("address", "kaslr_offset", "pointer"), address),
+    **dict.fromkeys(("address", "jited_address", "data_address", "probed", "trampoline", "kaslr_offset"), address),
 }
 
 
@@ -88,6 +89,7 @@ class Field:
     name: str
     needs: tuple[str, ...] = ()
     make: Callable[[Table], list[str]] | None = None
+    number: bool = False  # what `make` writes belongs to the right
 
     @property
     def header(self) -> str:
@@ -105,7 +107,7 @@ class Field:
 
     def right(self, table: Table) -> bool:
         """Whether it is a number, and belongs to the right."""
-        return self.make is None and table.column(self.name).dtype.kind in "iuf"
+        return self.number or (self.make is None and table.column(self.name).dtype.kind in "iuf")
 
 
 Fields = tuple[Field, ...]
@@ -114,6 +116,15 @@ Fields = tuple[Field, ...]
 def plain(*names: str) -> Fields:
     """Fields for columns of the library."""
     return tuple(map(Field, names))
+
+
+def sizes(*names: str) -> Fields:
+    """Fields for columns of bytes, written with units."""
+
+    def field(name: str) -> Field:
+        return Field(name, make=lambda table: [size(value) for value in table.column(name).tolist()], number=True)
+
+    return tuple(map(field, names))
 
 
 def checked(name: str, schema: Sequence[str], option: str) -> str:

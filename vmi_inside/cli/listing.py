@@ -60,7 +60,7 @@ def list_table(
     pids = frozenset(chain(*pid))
     if pids:
         fits["pid"] = pids.__contains__
-    columns = output.needs(fields, *fits, *sort, "fault")
+    columns = output.needs(fields, *fits, *(key.removeprefix("-") for key in sort), "fault")
     options = {"pids": pids} if pids and reading.by_process else {}
     with target.attach(output) as guest:
         table: Table = guest.read(reading, columns, **options)

@@ -55,11 +55,17 @@ def all_paths(kernel: Kernel, css_set: U64) -> tuple[list[tuple[str, ...]], Mask
 
 def group_paths(kernel: Kernel, groups: Structs) -> tuple[list[str], Mask]:
     """Paths of `n` cgroups from the root of their hierarchy down, and (n,) bool: which are whole."""
-    count = len(groups)
     nodes = groups.follow("kn")
-    ok = ~groups.fault
+    shown, ok = node_paths(kernel, nodes)
+    ok &= ~groups.fault
+    return [path if address else "" for path, address in zip(shown, groups.address.tolist(), strict=True)], ok
+
+
+def node_paths(kernel: Kernel, nodes: Structs) -> tuple[list[str], Mask]:
+    """The paths in their hierarchy of `n` kernfs_nodes, `/` being the root's, and (n,) bool: which are whole."""
+    ok = np.ones(len(nodes), dtype=np.bool_)
     node = nodes.address.copy()
-    parts: list[list[str]] = [[] for _ in range(count)]
+    parts: list[list[str]] = [[] for _ in range(len(nodes))]
     row = np.flatnonzero(node)
     for _ in range(DEPTH_LIMIT):
         if not len(row):
@@ -74,5 +80,4 @@ def group_paths(kernel: Kernel, groups: Structs) -> tuple[list[str], Mask]:
         node[row] = parent
         row = row[(parent != 0) & ~here.fault]
     ok[row] = False
-    whole = zip(parts, groups.address.tolist(), strict=True)
-    return ["/" + "/".join(reversed(part)) if address else "" for part, address in whole], ok
+    return ["/" + "/".join(reversed(part)) for part in parts], ok

@@ -24,24 +24,32 @@ CMDLINE = ("pgd", "arg_start", "arg_end", "env_start", "env_end")
 
 def resident_bytes(kernel: Kernel, mms: Structs) -> tuple[I64, Mask]:
     """Resident bytes (n,) of `n` mm_structs, per-CPU parts added, and (n,) bool: which are exact."""
+    pages, ok = counted_pages(kernel, mms, RESIDENT)
+    return np.maximum(pages.sum(axis=1), 0) * PAGE_SIZE, ok
+
+
+def counted_pages(kernel: Kernel, mms: Structs, kinds: tuple[int, ...]) -> tuple[I64, Mask]:
+    """Pages (n, kinds) that `n` mm_structs count, per-CPU parts added, and (n,) bool: which are exact.
+
+    A sum of parts that were read one after the other can be below 0.
+    """
     ok = np.ones(len(mms), dtype=np.bool_)
     if mms.has("rss_stat.count"):  # struct mm_rss_stat, until 6.1
-        names = [f"rss_stat.count[{kind}].counter" for kind in RESIDENT]
+        names = [f"rss_stat.count[{kind}].counter" for kind in kinds]
         mms.fetch(*names)
-        pages = sum((mms.number(name) for name in names), np.zeros(len(mms), dtype=np.int64))
-        return np.maximum(pages, 0) * PAGE_SIZE, ok
+        return np.stack([mms.number(name) for name in names], axis=1), ok
     # percpu_counter[NR_MM_COUNTERS] since 6.2
-    counts = [f"rss_stat[{kind}].count" for kind in RESIDENT]
-    counters = [f"rss_stat[{kind}].counters" for kind in RESIDENT]
+    counts = [f"rss_stat[{kind}].count" for kind in kinds]
+    counters = [f"rss_stat[{kind}].counters" for kind in kinds]
     mms.fetch(*counts, *counters)
-    pages = sum((mms.number(name) for name in counts), np.zeros(len(mms), dtype=np.int64))
+    pages = np.stack([mms.number(name) for name in counts], axis=1)
     rows = np.flatnonzero(mms.address)
     cpus = kernel.percpu_offset
     pending = np.stack([mms.pointer(name)[rows] for name in counters], axis=1)[:, :, None] + cpus[None, None, :]
     raw, good = kernel.space.gather(pending.ravel(), 4)
-    pages[rows] += raw.view("<i4")[:, 0].reshape(pending.shape).sum(axis=(1, 2), dtype=np.int64)
+    pages[rows] += raw.view("<i4")[:, 0].reshape(pending.shape).sum(axis=2, dtype=np.int64)
     ok[rows] = good.reshape(pending.shape).all(axis=(1, 2))
-    return np.maximum(pages, 0) * PAGE_SIZE, ok
+    return pages, ok
 
 
 def command_lines(kernel: Kernel, mms: Structs) -> tuple[list[str], Mask]:

@@ -1,10 +1,10 @@
 /*
  * What runs inside a lab guest, as one static binary.
  *
- * `agent TTY` answers the host, `init` reaps orphans, `hold NAME ...` sits there, `netlink ...` asks the kernel what it
- * knows of the network, and `start SCENARIO[=N] ...` makes processes and sockets of shapes that a view from outside must
- * get right. `start` returns when all of them are there, and prints what went wrong: every process of a scenario holds
- * the end of one pipe until it has settled.
+ * `agent TTY` answers the host, `init` reaps orphans, `bpf` lists eBPF's objects, `hold NAME ...` sits there, `netlink ...`
+ * asks the kernel what it knows of the network, and `start SCENARIO[=N] ...` makes processes and sockets of shapes that
+ * a view from outside must get right. `start` returns when all of them are there, and prints what went wrong: every
+ * process of a scenario holds the end of one pipe until it has settled.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -190,12 +190,15 @@ int main(int argc, char **argv)
 		title(argv);
 	if (!strcmp(mode, "netlink") && argc == 6)
 		return nl_dump(argv[2], atoi(argv[3]), atoi(argv[4]), argv[5]);
+	if (!strcmp(mode, "bpf"))
+		list_bpf();
 	if (!strcmp(mode, "start"))
 		return start(argc - 2, argv + 2);
 	if (!strcmp(mode, "init"))
 		for (;;)
 			if (wait(NULL) < 0)
 				pause();
-	fprintf(stderr, "usage: workload agent TTY | init | hold NAME ... | netlink NAMESPACE PROTOCOL TYPE HEX | start SCENARIO[=N] ...\n");
+	fprintf(stderr, "usage: workload agent TTY | init | bpf | hold NAME ... | netlink NAMESPACE PROTOCOL TYPE HEX | "
+		"start SCENARIO[=N] ...\n");
 	return 2;
 }

@@ -32,9 +32,12 @@ __attribute__((format(printf, 1, 2))) void shell(const char *command, ...);
 int must(int value, const char *what);
 
 noreturn void agent(const char *path);
+/* Print what bpf(2) tells, and end. */
+noreturn void list_bpf(void);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */
 void start_peer(void);
 scenario tcp, box, confined, signalled, limited, placed, containers;
 scenario tcp, box, network;
+scenario tcp, box, watched;
 
 #endif
