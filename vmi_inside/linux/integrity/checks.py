@@ -12,7 +12,7 @@ from typing import Final
 
 from vmi_inside.errors import MemoryFault, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.integrity import hidden_modules, hidden_tasks
+from vmi_inside.linux.integrity import hidden_modules, hidden_sockets, hidden_tasks, interrupts, operations, pointers, syscalls
 from vmi_inside.linux.integrity.findings import SEVERITIES, Finding, Findings, table
 from vmi_inside.linux.integrity.reading import Reading
 
@@ -31,6 +31,11 @@ class Detector:
 DETECTORS: Final = {
     "processes": Detector(hidden_tasks.hidden_tasks, "processes and threads that some lists leave out"),
     "modules": Detector(hidden_modules.hidden_modules, "kernel modules that some lists leave out, code that nobody owns"),
+    "sockets": Detector(hidden_sockets.hidden_sockets, "sockets that processes hold and hash tables leave out"),
+    "syscalls": Detector(syscalls.system_calls, "system-call tables: entries that are no system call's function"),
+    "interrupts": Detector(interrupts.interrupt_gates, "interrupt gates that lead out of the kernel's code"),
+    "pointers": Detector(pointers.data_pointers, "words of the kernel's data that lead to code of nobody"),
+    "operations": Detector(operations.operation_tables, "tables of operations of files, /proc, sockets, protocols"),
 }
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
 from vmi_inside.linux.integrity import module_views
 from vmi_inside.linux.integrity.findings import Finding
 from vmi_inside.linux.integrity.reading import Reading
@@ -82,22 +81,21 @@ def _should(view: View, rows: Structs) -> Mask:
 
 def _unclaimed(reading: Reading, known: Loaded, areas: module_views.Areas) -> Iterator[Finding]:
     """Executable memory where modules lie, of which no module, program, trampoline or probe says that it is its own."""
-    executable = reading.executable
     low, high = module_views.MODULE_SPACE
-    text = reading.mappings.where(
-        reading.mappings.executable & (reading.mappings.start >= np.uint64(low)) & (reading.mappings.last < np.uint64(high))
-    )
-    del executable
-    claimed = _claimed(reading.code, known)
+    code = reading.executable
+    text = code.where((code.start >= np.uint64(low)) & (code.last < np.uint64(high)))
+    claimed = _claimed(reading, known)
     for start, last in zip(text.start.tolist(), text.last.tolist(), strict=True):
         for first, end in _gaps(start, last + 1, claimed):
             yield _piece(reading, areas, first, end)
 
 
-def _claimed(code: Code, known: Loaded) -> list[tuple[int, int]]:
-    """Ranges that somebody has, ascending."""
+def _claimed(reading: Reading, known: Loaded) -> list[tuple[int, int]]:
+    """Ranges that somebody has, ascending; the kernel's own image is one of them."""
     ranges = [(base, base + size) for base, size in zip(known.base.tolist(), known.size.tolist(), strict=True)]
-    return sorted((*ranges, *((piece.start, piece.end) for piece in code.pieces)))
+    profile = reading.kernel.profile
+    image = (profile.find_symbol("_text", "_stext") or 0, profile.find_symbol("_end") or 0)
+    return sorted((*ranges, *((piece.start, piece.end) for piece in reading.code.pieces), image))
 
 
 def _gaps(start: int, end: int, claimed: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -114,8 +112,8 @@ def _gaps(start: int, end: int, claimed: list[tuple[int, int]]) -> Iterator[tupl
 
 
 def _piece(reading: Reading, areas: module_views.Areas, first: int, end: int) -> Finding:
-    inside = np.flatnonzero((areas.start <= np.uint64(first)) & (np.uint64(first) - areas.start < areas.size.astype(np.uint64)))
-    caller: U64 = areas.caller[inside[:1]]
+    inside = np.uint64(first) - areas.start < areas.size.astype(np.uint64)
+    caller: U64 = areas.caller[inside][:1]
     name = reading.code.symbols(caller)[0] if len(caller) else ""
     asked = name.partition("+")[0] in _LOADERS
     words = f"asked for by {name}" if name else "in no area of vmalloc"

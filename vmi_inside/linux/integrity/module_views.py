@@ -7,6 +7,7 @@ own memory and points at itself: that is how it is found where no list has it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,13 +18,15 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux.integrity.trees import tree_nodes
 from vmi_inside.linux.integrity.views import View
 from vmi_inside.linux.loaded import MODULE_LIMIT, REGION_LIMIT
+from vmi_inside.linux.modules import STATES
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.types import I64, PAGE_SIZE, U64
 
 #: Where modules, eBPF's programs and trampolines are put: MODULES_VADDR at the lowest, and MODULES_END
 #: (arch/x86/include/asm/pgtable_64_types.h).
 MODULE_SPACE: Final = (0xFFFF_FFFF_A000_0000, 0xFFFF_FFFF_FF00_0000)
-_AREA_LIMIT: Final = 1 << 20
+#: Other words point at where such a struct would begin, but no name lies there.
+_NAME: Final = re.compile(r"[\w.-]{1,63}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +100,6 @@ def in_memory(kernel: Kernel, found: Areas) -> View:
     got = ragged.gather(kernel.space, found.start, size)
     word, area, index = got.words()
     at = found.start[area] + index.astype(np.uint64) * np.uint64(8)
-    return View("memory", word[word == at - offset], ())
+    rows = kernel.structs("module", word[word == at - offset]).fetch("name", "state")
+    named = np.array([_NAME.fullmatch(name) is not None for name in rows.text("name")], dtype=np.bool_)
+    return View("memory", rows.address[named & (rows.unsigned("state") < len(STATES))], ())
