@@ -12,7 +12,7 @@ from typing import Final
 
 from vmi_inside.errors import MemoryFault, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.integrity import hidden_modules, hidden_sockets, hidden_tasks, interrupts, operations, pointers, syscalls
+from vmi_inside.linux.integrity import functions, hidden_modules, hidden_sockets, hidden_tasks, interrupts, operations, pointers, syscalls
 from vmi_inside.linux.integrity.findings import SEVERITIES, Finding, Findings, table
 from vmi_inside.linux.integrity.reading import Reading
 
@@ -36,6 +36,7 @@ DETECTORS: Final = {
     "interrupts": Detector(interrupts.interrupt_gates, "interrupt gates that lead out of the kernel's code"),
     "pointers": Detector(pointers.data_pointers, "words of the kernel's data that lead to code of nobody"),
     "operations": Detector(operations.operation_tables, "tables of operations of files, /proc, sockets, protocols"),
+    "functions": Detector(functions.function_entries, "functions of the kernel that begin with a jump away"),
 }
 
 

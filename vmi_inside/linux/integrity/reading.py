@@ -98,11 +98,14 @@ class Reading:
 
     def _placed(self, kinds: str) -> U64:
         symbols = self.kernel.profile.symbols
-        value = symbols.values[symbols.fixed :]
+        value = symbols.values[symbols.fixed :]  # ascending
         if kinds:
-            letter = symbols.text[symbols.starts[:-1][symbols.fixed :]]
-            value = value[np.isin(letter, np.frombuffer(kinds.encode(), np.uint8))]
-        placed: U64 = np.unique(value.astype(np.uint64) + np.uint64(self.kernel.profile.origin))
+            letter = np.zeros(256, dtype=np.bool_)
+            letter[np.frombuffer(kinds.encode(), np.uint8)] = True
+            value = value[letter[symbols.text[symbols.starts[:-1][symbols.fixed :]]]]
+        first = np.ones(len(value), dtype=np.bool_)
+        np.not_equal(value[1:], value[:-1], out=first[1:])
+        placed: U64 = value[first].astype(np.uint64) + np.uint64(self.kernel.profile.origin)
         return placed
 
     def unowned(self, address: U64) -> NDArray[np.intp]:
