@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "lsof": "vmi_inside.cli.lsof:lsof",
     "maps": "vmi_inside.cli.maps:maps",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
+    "check": "vmi_inside.cli.check:check",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }

@@ -12,7 +12,21 @@ from typing import Final
 
 from vmi_inside.errors import MemoryFault, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.integrity import functions, hidden_modules, hidden_sockets, hidden_tasks, interrupts, operations, pointers, syscalls
+from vmi_inside.linux.integrity import (
+    credentials,
+    disguises,
+    functions,
+    hidden_modules,
+    hidden_sockets,
+    hidden_tasks,
+    hooks,
+    interrupts,
+    operations,
+    permissions,
+    pointers,
+    syscalls,
+    user_code,
+)
 from vmi_inside.linux.integrity.findings import SEVERITIES, Finding, Findings, table
 from vmi_inside.linux.integrity.reading import Reading
 
@@ -30,13 +44,20 @@ class Detector:
 
 DETECTORS: Final = {
     "processes": Detector(hidden_tasks.hidden_tasks, "processes and threads that some lists leave out"),
-    "modules": Detector(hidden_modules.hidden_modules, "kernel modules that some lists leave out, code that nobody owns"),
+    "modules": Detector(hidden_modules.hidden_modules, "kernel modules that some lists leave out; code of nobody"),
     "sockets": Detector(hidden_sockets.hidden_sockets, "sockets that processes hold and hash tables leave out"),
     "syscalls": Detector(syscalls.system_calls, "system-call tables: entries that are no system call's function"),
     "interrupts": Detector(interrupts.interrupt_gates, "interrupt gates that lead out of the kernel's code"),
     "pointers": Detector(pointers.data_pointers, "words of the kernel's data that lead to code of nobody"),
     "operations": Detector(operations.operation_tables, "tables of operations of files, /proc, sockets, protocols"),
     "functions": Detector(functions.function_entries, "functions of the kernel that begin with a jump away"),
+    "hooks": Detector(hooks.hooks, "kprobes, ftrace, eBPF, security and netfilter hooks whose function is nobody's"),
+    "credentials": Detector(credentials.forged_credentials, "credentials that no honest way leads to"),
+    "disguises": Detector(
+        disguises.disguised_processes, "processes that look like kernel threads, or run from no file"
+    ),
+    "user-code": Detector(user_code.user_code, "code in processes that no file came with"),
+    "rights": Detector(permissions.page_rights, "kernel pages that are writable and executable; code that is writable"),
 }
 
 

@@ -77,7 +77,7 @@ def _probed(kernel: Kernel) -> U64:
 
 
 def _between(reading: Reading, target: U64) -> Mask:
-    """Which targets (n,) in the kernel's code lie where no function is: no symbol begins there, and padding is before."""
+    """Which targets (n,) in the kernel's code lie where no function is: no symbol is there, and padding is before."""
     text = reading.text
     offset = (target - np.uint64(text.start)).astype(np.int64)
     inside = text.holds(target) & (offset >= _PADDED)

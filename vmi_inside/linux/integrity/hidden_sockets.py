@@ -32,7 +32,8 @@ def hidden_sockets(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
     namespaces, faults = network_namespaces(kernel)
     hashed, more = hashed_sockets(kernel, namespaces)
     for fault in (*faults, *more):
-        yield Finding("medium" if "circle" in fault else "info", "socket tables", "tables that can be read whole", fault)
+        severity = "medium" if "circle" in fault else "info"
+        yield Finding(severity, "socket tables", "tables that can be read whole", fault)
     number, tasks = reading.processes
     held = descriptors(kernel, tasks)
     files, first = np.unique(held.file, return_index=True)
@@ -68,4 +69,3 @@ def _should(rows: SocketRows) -> Mask:
     raw = inet & (rows.kind == _RAW_TYPE)
     known: Mask = tcp | udp | raw | (((rows.family == UNIX) | (rows.family == PACKET)) & rows.whole)
     return known
-

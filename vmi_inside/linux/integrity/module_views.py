@@ -1,8 +1,8 @@
 """The ways to the modules of a kernel that do not go through the list `modules`.
 
-Knows `module_kset` (kernel/params.c), `mod_tree` (kernel/module/tree_lookup.c), `btf_modules` (kernel/bpf/btf.c) and the
-areas of `vmalloc` (mm/vmalloc.c: one list until 6.8, several `vmap_nodes` since). A `struct module` lies in the module's
-own memory and points at itself: that is how it is found where no list has it.
+Knows `module_kset` (kernel/params.c), `mod_tree` (kernel/module/tree_lookup.c), `btf_modules` (kernel/bpf/btf.c) and
+the areas of `vmalloc` (mm/vmalloc.c: one list until 6.8, several `vmap_nodes` since). A `struct module` lies in the
+module's own memory and points at itself: that is how it is found where no list has it.
 """
 
 from __future__ import annotations

@@ -133,7 +133,9 @@ def _proc(kernel: Kernel, reading: Reading) -> Iterator[Held]:
 def _file_systems(kernel: Kernel, reading: Reading) -> Iterator[Held]:
     ctype = kernel.struct("super_block")
     listed = walk.serial(kernel.space, kernel.symbol("super_blocks"), what="super_blocks", limit=_MOUNTED)
-    rows = kernel.structs(ctype, listed.address - np.uint64(ctype.member("s_list").offset)).fetch("s_op", "s_root", "s_id")
+    rows = kernel.structs(ctype, listed.address - np.uint64(ctype.member("s_list").offset)).fetch(
+        "s_op", "s_root", "s_id"
+    )
     names = rows.text("s_id")
 
     def holder(row: int) -> str:

@@ -33,9 +33,7 @@ def system_calls(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
         start = kernel.profile.find_symbol(table)
         if start is not None:
             yield from _table(reading, table, start)
-    yield Finding(
-        "info", "MSR_LSTAR", detail="not looked at: where SYSCALL enters the kernel stands in the vCPU's registers alone"
-    )
+    yield Finding("info", "MSR_LSTAR", detail="not looked at: it is in the vCPUs' registers, not in memory")
 
 
 def _table(reading: Reading, table: str, start: int) -> Iterator[Finding]:
