@@ -26,7 +26,7 @@ def _at(table: Table) -> list[str]:
 
 
 _SHOWN = (*plain("severity", "check", "subject", "expected", "seen"), Field("address", ("address",), _at),
-          *plain("symbol"))  # fmt: skip
+          *plain("symbol", "detail"))  # fmt: skip
 
 
 def _listed(context: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -78,8 +78,9 @@ def _changed(cred: Structs) -> Mask:
     if not cred.type.member("user").type.target.has("uid.val"):
         return np.zeros(len(cred), dtype=np.bool_)
     users = cred.follow("user")
-    other: Mask = users.number("uid.val") != cred.number("uid.val")
-    return other & ~cred.fault & ~users.fault & (users.address != 0)
+    changed: Mask = users.number("uid.val") != cred.number("uid.val")
+    changed &= ~cred.fault & ~users.fault & (users.address != 0)
+    return changed
 
 
 def _risen(kernel: Kernel, tasks: Structs, names: list[str], number: I64, cred: Structs) -> Iterator[Finding]:

@@ -23,7 +23,8 @@ ALARM: Final = "medium"
 class Findings(Table):
     """One row for each thing that a check found."""
 
-    check: Text  # the detector's name
+    #: The detector's name: a column, where other tables have a method.
+    check: Text = property(lambda self: self._data["check"])  # type: ignore[assignment]
     severity: Text  # info low medium high critical
     subject: Text  # a process, a module, a symbol
     expected: Text

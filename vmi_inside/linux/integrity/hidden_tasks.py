@@ -101,9 +101,9 @@ def _should(view: View, rows: Structs) -> Mask:
     if view.name in ("control groups", "slab") and not len(view.seen):
         return np.zeros(len(rows), dtype=np.bool_)  # without it
     if view.name in ("task list", "children's lists"):
-        return every & (rows.pointer("group_leader") == rows.address) & (rows.pointer("real_parent") != 0)
+        every &= (rows.pointer("group_leader") == rows.address) & (rows.pointer("real_parent") != 0)
     if view.name == "control groups":  # the dying leave
-        return every & (rows.number("exit_state") == 0) & (rows.number("flags") & PF_EXITING == 0)
+        every &= (rows.number("exit_state") == 0) & (rows.number("flags") & PF_EXITING == 0)
     return every
 
 

@@ -89,17 +89,20 @@ def kernel_mappings(space: AddressSpace) -> Mappings:
             onward = ~leaf
             below.append((value[onward] & np.uint64(paging.address), start[onward], may_write[onward],
                           may_execute[onward]))  # fmt: skip
-        table, base, write, execute = (np.concatenate(column) for column in zip(*below, strict=True))
+        table, base = np.concatenate([part[0] for part in below]), np.concatenate([part[1] for part in below])
+        write, execute = np.concatenate([part[2] for part in below]), np.concatenate([part[3] for part in below])
         kind = table | write.astype(np.uint64) | execute.astype(np.uint64) << np.uint64(1)
         _, distinct = np.unique(kind, return_index=True)
-        table, base, write, execute = (column[distinct] for column in (table, base, write, execute))
+        table, base, write, execute = table[distinct], base[distinct], write[distinct], execute[distinct]
     return _joined(found, whole)
 
 
 def _joined(found: list[tuple[U64, Mask, Mask, U64]], whole: bool) -> Mappings:
-    start, write, execute, shift = (np.concatenate(column) for column in zip(*found, strict=True))
+    start, shift = np.concatenate([part[0] for part in found]), np.concatenate([part[3] for part in found])
     order = np.argsort(start)
-    start, write, execute = start[order], write[order], execute[order]
+    start = start[order]
+    write = np.concatenate([part[1] for part in found])[order]
+    execute = np.concatenate([part[2] for part in found])[order]
     last = start + ((np.uint64(1) << shift[order]) - np.uint64(1))  # the topmost page ends where addresses do
     new = np.ones(len(start), dtype=np.bool_)
     new[1:] = (start[1:] != last[:-1] + np.uint64(1)) | (write[1:] != write[:-1]) | (execute[1:] != execute[:-1])

@@ -51,7 +51,7 @@ class ProcEntries:
 
     def path(self, row: int) -> str:
         """Where it stands, as far as that can be read."""
-        chain = []
+        chain: list[int] = []
         while row >= 0 and len(chain) <= DEPTH_LIMIT:
             chain.append(row)
             row = int(self.above[row])

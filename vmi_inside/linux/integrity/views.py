@@ -37,7 +37,8 @@ class Missing:
 def union(views: Iterable[View]) -> U64:
     """All addresses that any of them shows, ascending, each once."""
     every: U64 = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *(view.seen for view in views)]))
-    return every[every != 0]
+    found: U64 = every[every != 0]
+    return found
 
 
 def missing(address: U64, views: Sequence[tuple[View, Mask]]) -> Iterator[Missing]:
