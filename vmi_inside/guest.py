@@ -27,6 +27,7 @@ from vmi_inside.tables import Reading, T, Tables
 from vmi_inside.types import I64, Mask
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.integrity import Findings
     from vmi_inside.linux.system import SystemInfo
     from vmi_inside.snapshot import Snapshot
 
@@ -78,6 +79,16 @@ class Guest(Tables):
         from vmi_inside.linux.system import system_info
 
         return self._checked(system_info(self.kernel))
+
+    def check(self, only: Iterable[str] = (), skip: Iterable[str] = (), *, severity: str = "info") -> Findings:
+        """What lies in the guest: the checks in `only` (all, of `linux.integrity.DETECTORS`) without those in `skip`.
+
+        Gives what is of that severity or graver: info, low, medium, high, critical. A finding of medium or graver is
+        looked for again before it is told. Raises `Unsupported` for a check or severity that there is not, `GuestGone`.
+        """
+        from vmi_inside.linux.integrity import check
+
+        return self._checked(check(self.kernel, only, skip, severity=severity))
 
     def read(self, reading: Reading[T], columns: Iterable[str] | None = None, **options: Any) -> T:
         """Read one table, of `tables.TABLES`; the tables' own methods come here. Raises `GuestGone`."""

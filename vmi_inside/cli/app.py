@@ -50,6 +50,7 @@ COMMANDS: Final = {
     "tracepoints": "vmi_inside.cli.tracepoints:tracepoints",
     "meminfo": "vmi_inside.cli.meminfo:meminfo",
     "slabinfo": "vmi_inside.cli.slabinfo:slabinfo",
+    "check": "vmi_inside.cli.check:check",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }

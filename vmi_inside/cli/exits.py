@@ -22,6 +22,7 @@ class Exit:
 
 
 NOTHING: Final = 1
+FOUND: Final = 11
 INTERRUPTED: Final = 130
 
 EXITS: Final = (
@@ -36,6 +37,7 @@ EXITS: Final = (
     Exit(8, "guest memory could not be read", (errors.MemoryFault,)),
     Exit(9, "not possible with this target, or a package is missing", (errors.Unsupported,)),
     Exit(10, "the guest ended or rebooted meanwhile", (errors.GuestGone,)),
+    Exit(FOUND, "the check found something"),
     Exit(INTERRUPTED, "interrupted (Ctrl-C)"),
 )
 
