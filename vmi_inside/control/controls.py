@@ -89,7 +89,9 @@ class Controls:
         `PageFault`, `NoMemory`, `Unsafe`.
         """
         space = self._space(pid, physical)
-        with self.transaction(reason or f"write of {len(data)} bytes at {address:#x}", kind="write") as change:
+        with self.transaction(
+            reason or f"write of {len(data)} bytes at {address:#x}", kind="write", code=code
+        ) as change:
             change.apply([(address, data, expect)], code=code, space=space)
         return change.entry
 
@@ -101,13 +103,14 @@ class Controls:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def transaction(
-        self, reason: str, *, kind: str = "change", detail: Mapping[str, Any] | None = None
+        self, reason: str, *, kind: str = "change", detail: Mapping[str, Any] | None = None, code: bool = False
     ) -> AbstractContextManager[Change]:
         """A block whose writes are one change, made while the guest stands still, whole or not at all.
 
-        `reason` is for people, `kind` one word, `detail` whatever the journal is to keep, as JSON has it.
+        `reason` is for people, `kind` one word, `detail` whatever the journal is to keep, as JSON has it. `code` says
+        that kernel code will be written, or registers read: what that needs is made ready before the pause.
         """
-        return self._transactions.change(reason, kind, detail or {})
+        return self._transactions.change(reason, kind, detail or {}, code=code)
 
     def journal(self) -> list[Entry]:
         """Every change that was made to this guest from this account, the oldest first."""
@@ -140,6 +143,8 @@ class Controls:
 
     def _recover(self, told: dict[str, Any]) -> None:
         """Finish what a controller began that died. The guest stands still."""
+        if told.get("stub"):
+            self._pausing.machine.end_debugger()
         if isinstance(self.memory, WritableMemory):
             self._transactions.recover()
 
