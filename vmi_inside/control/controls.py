@@ -132,7 +132,7 @@ class Controls:
             raise Unsupported(
                 f"{self.name}: attached read-only; attach with writable=True, or pausing=True, to hold it"
             )
-        return Pausing(self.machine, Store(self.machine.identity), self._recover, self.watch)
+        return Pausing(self.machine, Store(self.machine.identity), self._unfinished, self._recover, self.watch)
 
     @cached_property
     def _transactions(self) -> Transactions:
@@ -140,6 +140,9 @@ class Controls:
         if not isinstance(self.memory, WritableMemory):
             raise Unsupported(f"{self.name}: attached read-only; attach with writable=True to change it")
         return Transactions(self.kernel, self.memory, pausing)
+
+    def _unfinished(self) -> bool:
+        return isinstance(self.memory, WritableMemory) and self._transactions.unfinished()
 
     def _recover(self, told: dict[str, Any]) -> None:
         """Finish what a controller began that died. The guest stands still."""

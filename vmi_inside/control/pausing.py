@@ -33,7 +33,8 @@ class Pause:
 
 
 class Pausing:
-    """Holds one machine. `recover` is called with what a dead controller had told, before anything else is done.
+    """Holds one machine. `recover` is called with what a dead controller had told, before anything else is done; also
+    when it had told nothing, but `unfinished` says that it left something in the journal.
 
     `watch` starts the process that lets the guest go when this one dies; it reads `+` and `-` from its standard input.
     """
@@ -42,11 +43,13 @@ class Pausing:
         self,
         machine: Machine,
         store: Store,
+        unfinished: Callable[[], bool],
         recover: Callable[[dict[str, Any]], None],
         watch: Callable[[], subprocess.Popen[bytes]] | None,
     ) -> None:
         self.machine = machine
         self.store = store
+        self._unfinished = unfinished
         self._recover = recover
         self._watch = watch
         self._watcher: subprocess.Popen[bytes] | None = None
@@ -72,12 +75,13 @@ class Pausing:
                 exits.enter_context(self.store.lock(self.machine.name))
             self._locks += 1
             try:
-                held = self.store.held() if self._locks == 1 else None
-                if held is not None:
-                    same = held.get("instance") == self.machine.instance
-                    self._told = dict(held) if same else {}
-                    with self.paused(found=bool(held.get("found")) if same else None):
-                        self._recover(self._told)
+                if self._locks == 1:
+                    held = self.store.held()
+                    if held is not None or self._unfinished():
+                        same = held is not None and held.get("instance") == self.machine.instance
+                        self._told = dict(held) if held is not None and same else {}
+                        with self.paused(found=bool(self._told.get("found")) if same else None):
+                            self._recover(self._told)
                 yield
             finally:
                 self._locks -= 1

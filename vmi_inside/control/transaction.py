@@ -216,6 +216,10 @@ class Transactions:
             if entry.state == "done" and entry.boot == self._boot and entry.writes and entry.kind != UNDO
         ]  # fmt: skip
 
+    def unfinished(self) -> bool:
+        """Whether a change was begun and not ended."""
+        return any(entry.state == "open" for entry in self.journal.entries())
+
     def recover(self) -> None:
         """Put back what a controller left open when it died. The guest must stand still."""
         for entry in reversed([one for one in self.journal.entries() if one.state == "open"]):
