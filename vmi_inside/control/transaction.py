@@ -48,6 +48,10 @@ class Change:
         """A hold on the vCPUs, taken when first asked for. Raises `Busy` when another debugger has it."""
         return self._exits.enter_context(self._pausing.debugger())
 
+    def hold(self, **told: Any) -> None:
+        """Tell whoever comes after us, if we die, what must be let go of: `points` are breakpoints."""
+        self._pausing.tell(**told)
+
     @cached_property
     def registers(self) -> tuple[dict[str, int], ...]:
         """The registers of each vCPU as it stands, by gdb's names: rip, rsp, eflags, cr3, gs_base, k_gs_base ..."""
