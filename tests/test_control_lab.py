@@ -115,11 +115,8 @@ def test_a_signal_lets_go(lab_boot: Callable[..., LabGuest], number: signal.Sign
 
 
 def test_pausing_alone_is_a_smaller_consent(lab_guest: LabGuest) -> None:
-    with lab_guest.attach(pausing=True) as guest:
-        with guest.paused():
-            pass
-        with pytest.raises(Unsupported, match="writable=True"):
-            guest.write_memory(nodename(guest), b"x")
+    with lab_guest.attach(pausing=True) as guest, guest.paused(), pytest.raises(Unsupported, match="writable=True"):
+        guest.write_memory(nodename(guest), b"x")
     with lab_guest.attach() as guest:
         with pytest.raises(Unsupported, match="read-only"):
             guest.paused()
@@ -129,9 +126,9 @@ def test_pausing_alone_is_a_smaller_consent(lab_guest: LabGuest) -> None:
 def test_two_controllers(lab: LabGuest, guest: vmi_inside.Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmi_inside.control.store.PATIENCE", 0.2)
     monkeypatch.setattr("vmi_inside.control.store.Store.lock.__wrapped__.__defaults__", (0.2,))
-    with lab.attach(writable=True) as other, guest.paused():
-        with pytest.raises(Busy, match=f"pid {os.getpid()}"), other.paused():
-            pass
+    mine = pytest.raises(Busy, match=f"pid {os.getpid()}")
+    with lab.attach(writable=True) as other, guest.paused(), mine, other.paused():
+        pass
     assert ticks(lab)
 
 
@@ -157,9 +154,8 @@ def test_one_vcpu_stands_while_the_other_runs(lab_boot: Callable[..., LabGuest])
     lab = lab_boot(workload="none")
     count = lab.shape.vcpus
     assert count == 2
-    pids = lab.ask(
-        "for cpu in 0 1; do taskset $((1 << cpu)) sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 & echo $!; done"
-    ).split()
+    burn = "taskset $((1 << cpu)) sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 &"
+    pids = lab.ask(f"for cpu in 0 1; do {burn} echo $!; done").split()
     try:
         with lab.attach(writable=True) as guest:
 
@@ -233,10 +229,8 @@ def test_changed_since(lab: LabGuest, guest: vmi_inside.Guest) -> None:
 def test_whole_or_not_at_all(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     with pytest.raises(Conflict, match="nothing was written"):
         guest.write_memory(nodename(guest), b"xyz", expect=b"abc")
-    with pytest.raises(ZeroDivisionError), guest.transaction("half of it") as change:
-        change.write(nodename(guest), b"half\0")
-        assert guest.info()[0].hostname == "half"
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        half(guest)
     assert lab.ask("hostname").strip() == "lab"
     assert [one.state for one in guest.journal()] == ["put back", "put back"]
     # The last page before a hole: the last mapped page of the kernel's per-CPU or data is found by looking.
@@ -244,6 +238,13 @@ def test_whole_or_not_at_all(lab: LabGuest, guest: vmi_inside.Guest) -> None:
         guest.write_memory(hole(guest) - 4, b"12345678")
     with pytest.raises(MemoryFault):
         guest.write_memory(1 << 50, b"1", physical=True)
+
+
+def half(guest: vmi_inside.Guest) -> None:
+    with guest.transaction("half of it") as change:
+        change.write(nodename(guest), b"half\0")
+        assert guest.info()[0].hostname == "half"
+        raise ZeroDivisionError
 
 
 def hole(guest: vmi_inside.Guest) -> int:
@@ -269,8 +270,8 @@ def test_code_takes_effect(lab: LabGuest, guest: vmi_inside.Guest) -> None:
 
 
 def test_a_processs_memory(lab: LabGuest, guest: vmi_inside.Guest) -> None:
-    pid = int(lab.ask("sh -c 'secret=XXsecretXX; while :; do sleep 1; [ -e /tmp/tell ] && echo $secret >/tmp/told; done'"
-                      " </dev/null >/dev/null 2>&1 & echo $!"))  # fmt: skip
+    script = "secret=XXsecretXX; while :; do sleep 1; [ -e /tmp/tell ] && echo $secret >/tmp/told; done"
+    pid = int(lab.ask(f"sh -c '{script}' </dev/null >/dev/null 2>&1 & echo $!"))
     try:
         lab.ask("sleep 1; rm -f /tmp/told")
         heap = next(row for row in guest.process_memory_map(pids=[pid]) if row.path == "[heap]")
@@ -335,7 +336,9 @@ def test_killed_at_every_step(lab_boot: Callable[..., LabGuest], both: str) -> N
             guest.recover()
             [entry] = guest.journal()[-1:] or [None]
             done = entry is not None and entry.state == "done" and entry.kind != "undo"
-            assert (lab.ask("hostname").strip(), uid(lab)) == (("victim", "4242") if done else ("lab", "0")), victim.stdout
+            assert (lab.ask("hostname").strip(), uid(lab)) == (("victim", "4242") if done else ("lab", "0")), (
+                victim.stdout
+            )
             assert "open" not in [one.state for one in guest.journal()]
             guest.undo_all()
             assert guest.vcpus[0].registers
