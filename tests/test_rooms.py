@@ -24,6 +24,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("domains", "snapshot"),
     ("guest", "saved", "diff"),
     ("sql",),
+    ("structs", "ragged", "walk", "maple", "table", "kernel"),
+    ("linux", "windows"),
+    ("control",),
+    ("tables",),
+    ("domains",),
+    ("guest",),
+    ("rescue",),
     ("bridges",),
     ("cli",),
 )

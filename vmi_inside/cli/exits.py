@@ -38,6 +38,11 @@ EXITS: Final = (
     Exit(9, "not possible with this target, or a package is missing", (errors.Unsupported,)),
     Exit(10, "the guest ended or rebooted meanwhile", (errors.GuestGone,)),
     Exit(FOUND, "the check found something"),
+    Exit(11, "the guest could not be paused, changed or called into", (errors.ControlError,)),
+    Exit(12, "what is in the guest is not what the change expects", (errors.Conflict,)),
+    Exit(13, "cannot be undone", (errors.NotUndoable,)),
+    Exit(14, "another controller or debugger has the guest in hand", (errors.Busy,)),
+    Exit(15, "refused as unsafe", (errors.Unsafe,)),
     Exit(INTERRUPTED, "interrupted (Ctrl-C)"),
 )
 

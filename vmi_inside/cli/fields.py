@@ -64,6 +64,9 @@ _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
 }  # fmt: skip
     **dict.fromkeys(("address", "kaslr_offset", "pointer"), address),
     **dict.fromkeys(("address", "jited_address", "data_address", "probed", "trampoline", "kaslr_offset"), address),
+    **dict.fromkeys(("start_time", "boot_time", "clock", "time"), moment),
+    **dict.fromkeys(("user_time", "system_time"), duration),
+    **dict.fromkeys(("address", "kaslr_offset", "value"), address),
 }
 
 
