@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tables",),
     ("domains",),
     ("guest",),
+    ("rescue",),
     ("bridges",),
     ("cli",),
 )

@@ -19,12 +19,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from vmi_inside.drivers.machine import QemuMachine
 from vmi_inside.drivers.peek import PeekMemory
 from vmi_inside.drivers.process_vm import Process, ProcessMemory
 from vmi_inside.drivers.qemu import QemuMemory, open_qemu
 from vmi_inside.drivers.qemu_layout import VGA_HOLE, Block, Layout, LayoutUnknown, extents, pc_runs
 from vmi_inside.errors import (
     AttachError,
+    Busy,
     GuestGone,
     NoSuchDomain,
     NotRunning,
@@ -84,9 +86,9 @@ def find_domain(target: str, connect: str | None = None) -> Domain:
 
 
 def open_domain(
-    target: str, connect: str | None = None, *, peek: bool = False
+    target: str, connect: str | None = None, *, peek: bool = False, writable: bool = False
 ) -> tuple[QemuMemory | PeekMemory, Domain]:
-    """The guest memory of a domain, read-only, and the domain; the domain is not paused, nor changed.
+    """The guest memory of a domain, read-only unless `writable`, and the domain; it is not paused, nor changed.
 
     A domain on this host is read directly; one elsewhere, or any with `peek`, through libvirt. The memory's `notices`
     say what is to be said: that it is slow, that the domain is tainted now because only its monitor could tell how its
@@ -96,6 +98,10 @@ def open_domain(
     reason = _unfit(domain)
     if reason is not None:
         raise reason
+    if writable and (peek or not domain.local):
+        raise Unsupported(
+            f"{domain.name}: memory that is read through libvirt is read-only; run vmi-inside on its host"
+        )
     if peek or not domain.local:
         return _open_peek(domain), domain
     pid = qemu_pid(domain)
@@ -104,7 +110,66 @@ def open_domain(
             f"{domain.name}: no QEMU process of this domain is to be seen; "
             "it may have just ended, or run in another pid namespace (a container)"
         )
-    return open_qemu(pid, hmp=hmp(domain), name=domain.name, monitor_notice=TAINTS), domain
+    return open_qemu(pid, hmp=hmp(domain), name=domain.name, monitor_notice=TAINTS, writable=writable), domain
+
+
+class DomainLevers:
+    """`machine.Levers` of a domain, through a read-write connection that is kept."""
+
+    monitor_notice = TAINTS
+
+    def __init__(self, domain: Domain) -> None:
+        self._libvirt, self._qemu = _libvirt(), _libvirt("libvirt_qemu")
+        self._name, self._uri = domain.name, domain.uri
+        with _errors(domain.uri):
+            self._connection = _connect(domain.uri, write=True)
+            self._domain = _lookup(self._connection, domain.uuid)
+
+    def paused(self) -> bool:
+        """See `Levers`. A domain that crashed or is asleep stands still, too."""
+        with self._calls():
+            state, _ = self._domain.state()
+        return _STATES[state] in ("paused", "crashed", "pmsuspended") if state < len(_STATES) else False
+
+    def pause(self) -> None:
+        """See `Levers`."""
+        with self._calls():
+            self._domain.suspend()
+
+    def resume(self) -> None:
+        """See `Levers`."""
+        with self._calls():
+            self._domain.resume()
+
+    def hmp(self, command: str) -> str:
+        """See `Levers`."""
+        with self._calls():
+            flags = self._qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+            return str(self._qemu.qemuMonitorCommand(self._domain, command, flags)).replace("\r", "")
+
+    def close(self) -> None:
+        """See `Levers`."""
+        self._connection.close()
+
+    @contextmanager
+    def _calls(self) -> Iterator[None]:
+        try:
+            yield
+        except self._libvirt.libvirtError as error:
+            gone = (self._libvirt.VIR_ERR_NO_DOMAIN, self._libvirt.VIR_ERR_OPERATION_INVALID)
+            if error.get_error_code() in gone:
+                raise GuestGone(f"{self._name}: the domain is not running any more; attach again") from error
+            if error.get_error_code() == self._libvirt.VIR_ERR_OPERATION_TIMEOUT:
+                raise Busy(f"{self._name}: libvirt is busy with the domain: {error.get_error_message()}") from error
+            raise _translated(self._libvirt, error, self._uri) from error
+
+
+def open_machine(domain: Domain) -> QemuMachine:
+    """The machine of a domain, to be stopped and looked into. Opens a read-write connection, and uses no monitor yet.
+
+    Raises `PermissionDenied`, `NoSuchDomain`, `AttachError`.
+    """
+    return QemuMachine(domain.name, domain.uuid, qemu_pid(domain) or 0, DomainLevers(domain))
 
 
 def reachable(domain: Domain) -> str | None:

@@ -4,6 +4,7 @@
     ├── AttachError ── NoSuchDomain, NotRunning, PermissionDenied, UnknownKernel, BadDump, GuestGone
     ├── MemoryFault ── PageFault(va, level, entry), NoMemory(pa)
     ├── ProfileError ── NoSymbol, NoMember, WrongProfile
+    ├── ControlError ── Conflict, NotUndoable, Busy, Unsafe
     └── Unsupported
 
 A message names the domain, the address or the thing missing, and the next step.
@@ -97,6 +98,26 @@ class NoMember(ProfileError):
 
 class WrongProfile(ProfileError):
     """A profile of another kernel build, or a damaged one."""
+
+
+class ControlError(VmiError):
+    """A guest could not be paused, changed or called into; what was begun was put back."""
+
+
+class Conflict(ControlError):
+    """The guest's bytes are not what they should be before a change; nothing was written."""
+
+
+class NotUndoable(ControlError):
+    """A change that cannot be taken back: of another boot, taken back already, or never made."""
+
+
+class Busy(ControlError):
+    """Somebody else has the guest in hand: another controller, or a debugger on QEMU's gdb stub."""
+
+
+class Unsafe(ControlError):
+    """What was asked for may harm the guest, or there was no safe moment for it; nothing was done."""
 
 
 class Unsupported(VmiError):

@@ -6,15 +6,22 @@ somebody else's.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
 from vmi_inside.arch.paging import BY_LEVELS
+from vmi_inside.control.controls import Controls
+from vmi_inside.control.machine import Machine
 from vmi_inside.errors import AttachError, GuestGone, UnknownKernel, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
 from vmi_inside.memory import PhysicalMemory, Releasing
@@ -37,13 +44,15 @@ class Notice(UserWarning):
     """Something about how a guest was attached to that its user should know: slow memory, a tainted domain."""
 
 
-class Guest(Tables):
+class Guest(Tables, Controls):
     """An attached guest. Use it as a context manager, or `close()` it.
 
     Every table is read anew when it is asked for, and raises `GuestGone` when the guest ended or rebooted meanwhile.
     """
 
-    def __init__(self, name: str, memory: PhysicalMemory, learned: Learned, *, live: bool) -> None:
+    def __init__(
+        self, name: str, memory: PhysicalMemory, learned: Learned, *, live: bool, machine: Machine | None = None
+    ) -> None:
         paging = BY_LEVELS[learned.levels]
         #: The domain's name, or the target as it was given.
         self.name = name
@@ -53,6 +62,7 @@ class Guest(Tables):
         self.how: str = getattr(memory, "how", "")
         #: What there is to be said about attaching.
         self.notices: tuple[str, ...] = (*getattr(memory, "notices", ()), *learned.warnings)
+        self.machine = machine
         self._live = live
         self._verified = time.monotonic()
 
@@ -68,8 +78,11 @@ class Guest(Tables):
         return f"<Guest {self.name}: {self.kernel.profile.release}>"
 
     def close(self) -> None:
-        """Let go of the guest's memory."""
-        self.memory.close()
+        """Let go of the guest: of its vCPUs and its memory."""
+        try:
+            self.release_control()
+        finally:
+            self.memory.close()
 
     def info(self) -> SystemInfo:
         """What system this is: one row."""
@@ -141,13 +154,22 @@ def guests(connect: str | None = None) -> Guests:
     })  # fmt: skip
 
 
-def attach(target: str, *, connect: str | None = None, raw_split: int | None = None, resident_limit: int = 0) -> Guest:
-    """Attach to a guest, read-only, and learn its kernel.
+def attach(
+    target: str,
+    *,
+    connect: str | None = None,
+    raw_split: int | None = None,
+    resident_limit: int = 0,
+    writable: bool = False,
+    pausing: bool = False,
+) -> Guest:
+    """Attach to a guest, read-only unless `writable`, and learn its kernel.
 
     `target` is a libvirt domain's name, UUID or id (`connect` is the URI, as virsh's `--connect`), or `file:PATH` for a
     memory dump, or `qmp:SOCKET` for a QEMU without libvirt. `raw_split` says of a raw dump without a hole how many of
     its bytes lie below 4 GiB. `resident_limit` bounds, in bytes, how much of mapped guest RAM stays resident in this
-    process; without it (0) reading the same guest again is quicker. The guest is neither paused nor changed.
+    process; without it (0) reading the same guest again is quicker. The guest is neither paused nor changed; `writable`
+    is the consent to do so later, `pausing` the consent to pause it only.
 
     Raises `AttachError` (`NoSuchDomain`, `NotRunning`, `PermissionDenied`, `BadDump`, `UnknownKernel`, ...),
     `Unsupported`. What the caller should know beside is in `Guest.notices`, and warned of as `Notice`.
@@ -156,32 +178,54 @@ def attach(target: str, *, connect: str | None = None, raw_split: int | None = N
     if colon and prefix in TARGETS:
         if not rest:
             raise AttachError(f"{target}: there is nothing behind the colon; write {prefix}:PATH")
-        opened = TARGETS[prefix](rest, raw_split)
+        opened = TARGETS[prefix](rest, Access(raw_split, None, writable, pausing))
     else:
-        opened = _domain(target, connect)
+        opened = _domain(target, Access(raw_split, connect, writable, pausing))
     refused: VmiError | None = None
-    for name, memory in opened:
+    for name, memory, machine in opened:
         if isinstance(memory, Releasing):
             memory.resident_limit = resident_limit
         try:
-            guest = _learned(name, memory, live=prefix != "file")
-        except VmiError as error:
+            guest = _learned(name, memory, machine, live=prefix != "file")
+        except BaseException as error:
             memory.close()
+            if machine is not None:
+                machine.close()
+            if not isinstance(error, VmiError):
+                raise
             refused = refused or error
             continue
-        except BaseException:
-            memory.close()
-            raise
+        if machine is not None:
+            guest.watch = partial(_watch, target, connect, writable)
         for notice in guest.notices:
             warnings.warn(f"{name}: {notice}", Notice, stacklevel=2)
         return guest
     raise refused or AttachError(f"{target}: there is nothing to attach to")
 
 
-Opened = Iterator[tuple[str, PhysicalMemory]]
+def _watch(target: str, connect: str | None, writable: bool) -> subprocess.Popen[bytes]:
+    """A process that outlives this one, and lets the guest go if this one has not."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    code = f"import sys; sys.path.insert(0, {root!r}); from vmi_inside.rescue import main; main()"
+    words = [target, connect or "", "writable" if writable else ""]
+    # In a session of its own: a Ctrl-C is for us, and a terminal that is closed must not end it.
+    return subprocess.Popen([sys.executable, "-c", code, *words], stdin=subprocess.PIPE, start_new_session=True)
 
 
-def _learned(name: str, memory: PhysicalMemory, live: bool) -> Guest:
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a target is to be reached: what a raw dump's `split` is, which libvirt, and what the caller consented to."""
+
+    split: int | None = None
+    connect: str | None = None
+    writable: bool = False
+    pausing: bool = False
+
+
+Opened = Iterator[tuple[str, PhysicalMemory, Machine | None]]
+
+
+def _learned(name: str, memory: PhysicalMemory, machine: Machine | None, live: bool) -> Guest:
     try:
         learned = learn(memory, cache=Cache())
     except VmiError as error:
@@ -190,33 +234,46 @@ def _learned(name: str, memory: PhysicalMemory, live: bool) -> Guest:
         # Errors of single addresses and names say what they say of them: here it is the kernel that cannot be read.
         kind = type(error) if isinstance(error, (AttachError, Unsupported)) else UnknownKernel
         raise kind(f"{name}: {error}") from error
-    return Guest(name, memory, learned, live=live)
+    return Guest(name, memory, learned, live=live, machine=machine)
 
 
-def _domain(target: str, connect: str | None) -> Opened:
+def _domain(target: str, access: Access) -> Opened:
     from vmi_inside import domains
 
-    memory, domain = domains.open_domain(target, connect)
-    yield domain.name, memory
+    memory, domain = domains.open_domain(target, access.connect, writable=access.writable)
+    yield domain.name, memory, _machine(memory, lambda: domains.open_machine(domain), access)
 
 
-def _file(path: str, raw_split: int | None) -> Opened:
+def _file(path: str, access: Access) -> Opened:
     """A dump; of a raw one the ways in which it may be laid out, one after the other."""
     from vmi_inside.drivers import dump
 
-    splits = dump.splits(path) if raw_split is None else (raw_split,)
+    if access.writable or access.pausing:
+        raise Unsupported(f"{path}: dumps are read-only")
+    splits = dump.splits(path) if access.split is None else (access.split,)
     for split in splits:
-        yield path, dump.open_dump(path, raw_split=split)
+        yield path, dump.open_dump(path, raw_split=split), None
 
 
-def _qmp(path: str, raw_split: int | None) -> Opened:
-    if raw_split is not None:
+def _qmp(path: str, access: Access) -> Opened:
+    if access.split is not None:
         raise Unsupported(f"qmp:{path}: only raw dumps can be split")
     from vmi_inside.drivers import qmp
 
-    memory, seen = qmp.open_qmp(path)
-    yield seen.name or f"qmp:{path}", memory
+    memory, seen = qmp.open_qmp(path, writable=access.writable)
+    yield seen.name or f"qmp:{path}", memory, _machine(memory, lambda: qmp.open_machine(seen), access)
+
+
+def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Access) -> Machine | None:
+    """The machine, where somebody consented to stopping it."""
+    if not (access.writable or access.pausing):
+        return None
+    try:
+        return opened()
+    except BaseException:
+        memory.close()
+        raise
 
 
 #: Kinds of targets by their prefix; what has none is a libvirt domain. To add one, write its opener and name it here.
-TARGETS: Final[dict[str, Callable[[str, int | None], Opened]]] = {"file": _file, "qmp": _qmp}
+TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {"file": _file, "qmp": _qmp}

@@ -59,6 +59,22 @@ class PhysicalMemory(Protocol):
 
 
 @runtime_checkable
+class WritableMemory(PhysicalMemory, Protocol):
+    """Guest RAM that can be written to, too. Memory that was not opened for it, and every dump, has no such thing.
+
+    Writing raises `NoMemory` when not all of it is RAM, and then nothing was written, and `GuestGone`.
+    """
+
+    def write(self, pa: int, data: bytes) -> None:
+        """Write `data` at `pa`. Of what lies in one page nothing is ever left half written."""
+        ...
+
+    def scatter(self, pa: U64, data: U8) -> None:
+        """Write the rows of `data` (n, width) at the `n` addresses `pa`; first all of them are known to be RAM."""
+        ...
+
+
+@runtime_checkable
 class Releasing(Protocol):
     """What mapped memory can do beside: give back the pages that reading brought into this process."""
 

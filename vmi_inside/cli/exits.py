@@ -36,6 +36,11 @@ EXITS: Final = (
     Exit(8, "guest memory could not be read", (errors.MemoryFault,)),
     Exit(9, "not possible with this target, or a package is missing", (errors.Unsupported,)),
     Exit(10, "the guest ended or rebooted meanwhile", (errors.GuestGone,)),
+    Exit(11, "the guest could not be paused, changed or called into", (errors.ControlError,)),
+    Exit(12, "what is in the guest is not what the change expects", (errors.Conflict,)),
+    Exit(13, "cannot be undone", (errors.NotUndoable,)),
+    Exit(14, "another controller or debugger has the guest in hand", (errors.Busy,)),
+    Exit(15, "refused as unsafe", (errors.Unsafe,)),
     Exit(INTERRUPTED, "interrupted (Ctrl-C)"),
 )
 

@@ -1,4 +1,4 @@
-"""Guest RAM in another process's private memory, copied out by process_vm_readv(2).
+"""Guest RAM in another process's private memory, copied out by process_vm_readv(2), and written by process_vm_writev(2).
 
 Knows the system call, its vectors and its errors, and how to notice that the process is gone. Which ranges of which
 process are guest RAM is told by `qemu`.
@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.drivers.placement import Placement
-from vmi_inside.errors import AttachError, GuestGone, PermissionDenied, VmiError
+from vmi_inside.errors import AttachError, GuestGone, NoMemory, PermissionDenied, VmiError
 from vmi_inside.memory import Run
 from vmi_inside.types import PAGE_SIZE, U8, U64, Mask
 
@@ -27,6 +27,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _readv = _libc.process_vm_readv
 _readv.restype = ctypes.c_ssize_t
 _readv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
+_writev = _libc.process_vm_writev
+_writev.restype = ctypes.c_ssize_t
+_writev.argtypes = _readv.argtypes
 _Iovec = ctypes.c_uint64 * 2
 
 
@@ -158,8 +161,10 @@ class ProcessMemory:
     ) -> int:
         """Bytes copied: fewer than asked for, or 0, when a page cannot be read."""
         got: int = _readv(self._process.pid, local, 1, remote, count, 0)
-        if got >= 0:
-            return got
+        return got if got >= 0 else self._failed("process_vm_readv")
+
+    def _failed(self, call: str) -> int:
+        """0 where an address could not be reached; else the error is raised that the system call ended with."""
         code = ctypes.get_errno()
         if code == errno.EFAULT:
             return 0
@@ -168,5 +173,26 @@ class ProcessMemory:
         if code == errno.EPERM:
             raise self._process.denied()
         if code == errno.ENOSYS:
-            raise AttachError("this kernel has no process_vm_readv (CONFIG_CROSS_MEMORY_ATTACH)")
-        raise VmiError(f"{self._process.name}: process_vm_readv: {os.strerror(code)}")
+            raise AttachError(f"this kernel has no {call} (CONFIG_CROSS_MEMORY_ATTACH)")
+        raise VmiError(f"{self._process.name}: {call}: {os.strerror(code)}")
+
+
+class WritableProcessMemory(ProcessMemory):
+    """`ProcessMemory` that may be written to, by process_vm_writev(2); it needs no more rights than reading."""
+
+    def write(self, pa: int, data: bytes) -> None:
+        """See `WritableMemory.write`."""
+        parts = self._placement.parts(pa, len(data))
+        if parts is None:
+            raise NoMemory(pa, len(data))
+        local = ctypes.create_string_buffer(data, len(data))
+        done = 0
+        for run, offset, length in parts:
+            remote = _Iovec(self._at[run] + offset, length)
+            got: int = _writev(self._process.pid, _Iovec(ctypes.addressof(local) + done, length), 1, remote, 1, 0)
+            if got < 0:
+                got = self._failed("process_vm_writev")
+            self._process.check()
+            if got != length:
+                raise NoMemory(pa + done, length)
+            done += length

@@ -7,8 +7,9 @@ caller says.
 
 from __future__ import annotations
 
+import mmap
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,11 +19,11 @@ import numpy as np
 
 from vmi_inside.drivers import monitor, qemu_layout
 from vmi_inside.drivers.mapped import MappedMemory, map_file
-from vmi_inside.drivers.process_vm import Process, ProcessMemory
+from vmi_inside.drivers.process_vm import Process, ProcessMemory, WritableProcessMemory
 from vmi_inside.drivers.qemu_layout import Extent, LayoutUnknown, Mapping
-from vmi_inside.errors import AttachError
+from vmi_inside.errors import AttachError, NoMemory
 from vmi_inside.memory import Releasing, Run
-from vmi_inside.types import U8, U64, Mask
+from vmi_inside.types import PAGE_SIZE, U8, U64, Mask, align_down, align_up
 
 LARGE: Final = 1 << 20
 
@@ -140,14 +141,72 @@ class QemuMemory:
         return next((found for part in self._parts if (found := part.read(pa, size)) is not None), None)
 
 
+class WritableSharedMemory(SharedMemory):
+    """`SharedMemory` whose files were opened for writing."""
+
+    def write(self, pa: int, data: bytes) -> None:
+        """See `WritableMemory.write`. What is read through stays mapped read-only; a write maps its pages for itself."""
+        parts = self._placement.parts(pa, len(data))
+        if parts is None:
+            raise NoMemory(pa, len(data))
+        done = 0
+        for piece, offset, length in parts:
+            fd, first = self._files[piece]
+            page = max(PAGE_SIZE, os.fstatvfs(fd).f_bsize)  # hugetlbfs maps whole huge pages only, and has no pwrite
+            low = align_down(first + offset, page)
+            lead = first + offset - low
+            with mmap.mmap(fd, align_up(lead + length, page), mmap.MAP_SHARED, mmap.PROT_WRITE, offset=low) as window:
+                window[lead : lead + length] = data[done : done + length]
+            done += length
+
+
+class WritableQemuMemory(QemuMemory):
+    """`QemuMemory` that was opened for writing: `WritableMemory`.
+
+    QEMU is not told: a migration that is under way misses what is written here, and code that QEMU's own translator
+    (TCG) has translated already goes on as it was. Code is written through the gdb stub.
+    """
+
+    def write(self, pa: int, data: bytes) -> None:
+        """See `WritableMemory.write`."""
+        self.scatter(np.array([pa], np.uint64), np.frombuffer(data, np.uint8).reshape(1, -1))
+
+    def scatter(self, pa: U64, data: U8) -> None:
+        """See `WritableMemory.scatter`."""
+        self.process.check()
+        plan: list[tuple[WritableSharedMemory | WritableProcessMemory, int, bytes]] = []
+        for at, row in zip(pa.tolist(), data, strict=True):
+            plan += self._plan(at, row.tobytes())
+        for part, at, piece in plan:
+            part.write(at, piece)
+        self.process.check()
+
+    def _plan(self, pa: int, data: bytes) -> Iterator[tuple[WritableSharedMemory | WritableProcessMemory, int, bytes]]:
+        done = 0
+        while done < len(data):
+            here = pa + done
+            for part in self._parts:
+                run = next((run for run in part.runs if run.start <= here < run.end), None)
+                if run is not None and isinstance(part, (WritableSharedMemory, WritableProcessMemory)):
+                    step = min(len(data) - done, run.end - here)
+                    yield part, here, data[done : done + step]
+                    done += step
+                    break
+            else:
+                raise NoMemory(pa, len(data))
+
+
 def open_qemu(
     pid: int,
     *,
     hmp: Callable[[str], str] | None = None,
     name: str | None = None,
     monitor_notice: str | None = "the guest's memory layout was asked of QEMU's monitor",
+    writable: bool = False,
 ) -> QemuMemory:
-    """The guest memory of the QEMU process `pid`, read-only; the guest is not paused, nor asked anything.
+    """The guest memory of the QEMU process `pid`; the guest is not paused, nor asked anything.
+
+    Read-only; with `writable` it is a `WritableQemuMemory`, and shared files are opened for writing too.
 
     `hmp` runs a command of QEMU's human monitor. It is used only when the command line and the maps of the process do
     not tell where RAM lies, and `monitor_notice` is then among the notices. Raises `PermissionDenied`, `GuestGone`,
@@ -170,7 +229,8 @@ def open_qemu(
             _, maps = _look(process)
             if monitor_notice:
                 notices.append(f"{monitor_notice} ({reason})")
-        return QemuMemory(process, _parts(process, extents, maps), notices)
+        parts = _parts(process, extents, maps, writable)
+        return (WritableQemuMemory if writable else QemuMemory)(process, parts, notices)
     except BaseException:
         process.close()
         raise
@@ -191,7 +251,9 @@ def _look(process: Process) -> tuple[list[str], list[Mapping]]:
     return argv, maps
 
 
-def _parts(process: Process, extents: Iterable[Extent], maps: Sequence[Mapping]) -> list[MappedMemory | ProcessMemory]:
+def _parts(
+    process: Process, extents: Iterable[Extent], maps: Sequence[Mapping], writable: bool
+) -> list[MappedMemory | ProcessMemory]:
     """Each extent in the memory that reaches it best."""
     files: dict[tuple[tuple[int, int], int], _File | None] = {}
     shared: list[tuple[Run, _File, int]] = []
@@ -203,7 +265,7 @@ def _parts(process: Process, extents: Iterable[Extent], maps: Sequence[Mapping])
             if behind is not None and behind.shared and behind.inode:
                 key = behind.device, behind.inode
                 if key not in files:
-                    files[key] = file = _open(process.pid, behind)
+                    files[key] = file = _open(process.pid, behind, writable)
                     if file is not None:
                         undo.callback(os.close, file.fd)
                 file = files[key]
@@ -215,11 +277,12 @@ def _parts(process: Process, extents: Iterable[Extent], maps: Sequence[Mapping])
             copied.append((extent.run, extent.address))
         parts: list[MappedMemory | ProcessMemory] = []
         if copied:
-            parts.append(ProcessMemory(process, copied))
+            parts.append((WritableProcessMemory if writable else ProcessMemory)(process, copied))
         process.check()  # what was opened by its number was its own
         if shared:
             how = f"mapped, {' and '.join(sorted(kinds))}"
-            parts.insert(0, SharedMemory(shared, undo.pop_all().close, how=how))
+            kind = WritableSharedMemory if writable else SharedMemory
+            parts.insert(0, kind(shared, undo.pop_all().close, how=how))
         return parts
 
 
@@ -234,24 +297,24 @@ def _kind(mapping: Mapping) -> str:
     )
 
 
-def _open(pid: int, mapping: Mapping) -> _File | None:
-    """What stands behind a shared mapping, opened and mapped here read-only; None if that is refused.
+def _open(pid: int, mapping: Mapping, writable: bool) -> _File | None:
+    """What stands behind a shared mapping, opened, and mapped here read-only; None if that is refused.
 
     By its place in the maps, which needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, or by the descriptor that the process
     holds, which does not. Both work for deleted files, memfds, and across mount namespaces.
     """
     with suppress(OSError, AttachError):
-        return _file(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", mapping)
+        return _file(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", mapping, writable)
     with suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with suppress(OSError, AttachError):
                 if entry.stat().st_ino == mapping.inode:
-                    return _file(entry.path, mapping)
+                    return _file(entry.path, mapping, writable)
     return None
 
 
-def _file(path: str, mapping: Mapping) -> _File:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _file(path: str, mapping: Mapping, writable: bool) -> _File:
+    fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         device = os.major(status.st_dev), os.minor(status.st_dev)

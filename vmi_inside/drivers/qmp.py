@@ -7,6 +7,7 @@ imports `qemu.qmp`, QEMU's own client, which speaks the protocol. Reading the gu
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import socket
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any, Final, Self
 
+from vmi_inside.drivers.machine import QemuMachine
 from vmi_inside.drivers.qemu import QemuMemory, open_qemu
 from vmi_inside.errors import AttachError, GuestGone, NoSuchDomain, NotRunning, PermissionDenied, Unsupported
 
@@ -144,8 +146,53 @@ class Qmp:
         return AttachError(f"qmp:{self.path}: what answers there does not speak QMP")
 
 
-def open_qmp(path: str, timeout: float = TIMEOUT) -> tuple[QemuMemory, QmpGuest]:
-    """The memory of the guest whose QEMU listens at the UNIX socket `path`, read-only, and what QEMU says of it.
+class QmpLevers:
+    """`machine.Levers` through a QMP socket, which is held only while a command runs."""
+
+    monitor_notice = ""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def paused(self) -> bool:
+        """See `Levers`."""
+        with Qmp(self._path) as qmp:
+            return not qmp.execute("query-status").get("running", False)
+
+    def pause(self) -> None:
+        """See `Levers`."""
+        with Qmp(self._path) as qmp:
+            qmp.execute("stop")
+
+    def resume(self) -> None:
+        """See `Levers`."""
+        with Qmp(self._path) as qmp:
+            qmp.execute("cont")
+
+    def hmp(self, command: str) -> str:
+        """See `Levers`."""
+        with Qmp(self._path) as qmp:
+            return qmp.hmp(command)
+
+    def close(self) -> None:
+        """See `Levers`: nothing is held."""
+
+
+def open_machine(guest: QmpGuest) -> QemuMachine:
+    """The machine of that guest, to be stopped and looked into. Raises what `Qmp` raises."""
+    path = os.path.realpath(guest.socket)
+    with Qmp(path) as qmp:
+        told = _member(path, {"uuid": qmp.execute("query-uuid").get("UUID", "")}, "uuid")
+    # Without -uuid it is all zeros; then the socket names the guest.
+    named = re.fullmatch(r"[0-9a-f-]{36}", told) and set(told) != {"0", "-"}
+    identity = told if named else f"qmp-{hashlib.sha256(os.fsencode(path)).hexdigest()[:24]}"
+    return QemuMachine(guest.name or f"qmp:{path}", identity, guest.pid, QmpLevers(path))
+
+
+def open_qmp(path: str, timeout: float = TIMEOUT, *, writable: bool = False) -> tuple[QemuMemory, QmpGuest]:
+    """The memory of the guest whose QEMU listens at the UNIX socket `path`, and what QEMU says of it.
+
+    The memory is read-only unless `writable`.
 
     Raises what `Qmp` and `qemu.open_qemu` raise, and `Unsupported` when the socket does not tell the QEMU process.
     """
@@ -158,7 +205,7 @@ def open_qmp(path: str, timeout: float = TIMEOUT) -> tuple[QemuMemory, QmpGuest]
         _check_program(path, pid)
         name, status = (_member(path, qmp.execute(f"query-{one}"), one) for one in ("name", "status"))
         guest = QmpGuest(path, name, status, pid)
-        memory = open_qemu(pid, hmp=qmp.hmp, name=f"qmp:{path}", monitor_notice=None)
+        memory = open_qemu(pid, hmp=qmp.hmp, name=f"qmp:{path}", monitor_notice=None, writable=writable)
     return memory, guest
 
 

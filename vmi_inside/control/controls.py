@@ -1,0 +1,159 @@
+"""What an attached guest can be told to do: the methods that `Guest` has when control was asked for.
+
+Knows which part does what. Nothing is done here itself.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from typing import Any
+
+from vmi_inside.control import places
+from vmi_inside.control.journal import Entry
+from vmi_inside.control.machine import Machine
+from vmi_inside.control.pausing import Pause, Pausing
+from vmi_inside.control.places import KERNEL
+from vmi_inside.control.store import Store
+from vmi_inside.control.transaction import Change, Transactions
+from vmi_inside.control.vcpus import Vcpus
+from vmi_inside.errors import Unsupported
+from vmi_inside.kernel import Kernel
+from vmi_inside.memory import PhysicalMemory, WritableMemory
+
+
+class Controls:
+    """The hands on a guest. Everything here needs `attach(..., writable=True)`, but for pausing: `pausing=True`.
+
+    Raises `Unsupported` without, `Busy` when another controller or debugger has the guest, `GuestGone`.
+    """
+
+    name: str
+    kernel: Kernel
+    memory: PhysicalMemory
+    #: The machine, where it may be stopped.
+    machine: Machine | None = None
+    #: Starts the process that lets the guest go when this one dies.
+    watch: Callable[[], subprocess.Popen[bytes]] | None = None
+
+    # -- pausing ------------------------------------------------------------------------------------------------------
+
+    def paused(self) -> AbstractContextManager[Pause]:
+        """The guest stands still inside this block: `with guest.paused() as pause:`; afterwards see `pause.seconds`.
+
+        Blocks nest. It is let go on every way out, and also when this process is killed; a guest that was found paused
+        is left so.
+        """
+        return self._pausing.paused()
+
+    def pause(self) -> bool:
+        """Pause the guest, for good. Gives whether it had been running."""
+        with self._pausing.locked():
+            running = not self._pausing.machine.paused
+            if running:
+                self._pausing.machine.pause()
+            return running
+
+    def resume(self) -> bool:
+        """Let the guest run. Gives whether it had been paused."""
+        with self._pausing.locked():
+            standing = self._pausing.machine.paused
+            if standing:
+                self._pausing.machine.resume()
+            return standing
+
+    @cached_property
+    def vcpus(self) -> Vcpus:
+        """The vCPUs: registers, and each paused by itself."""
+        return Vcpus(self._pausing)
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def read_memory(self, address: int, size: int, *, pid: int | None = None, physical: bool = False) -> bytes:
+        """What stands at a kernel address, or one of process `pid`, or a physical one; whole or not at all.
+
+        Needs no control. Raises `PageFault`, `NoMemory`, `ControlError` (no such process).
+        """
+        where = places.pieces(self.kernel, self._space(pid, physical), address, size)
+        return b"".join(bytes(self.memory.read(one.pa, one.end - one.start) or b"") for one in where)
+
+    def write_memory(
+        self, address: int, data: bytes, *, expect: bytes | None = None, pid: int | None = None,
+        physical: bool = False, code: bool = False, reason: str = "",
+    ) -> Entry:  # fmt: skip
+        """Write at a kernel address, or one of process `pid`, or a physical one; refused whole when a byte is unmapped.
+
+        `code` is for kernel code. Gives the journal's entry. Raises `Conflict` when not `expect` stands there,
+        `PageFault`, `NoMemory`, `Unsafe`.
+        """
+        space = self._space(pid, physical)
+        with self.transaction(reason or f"write of {len(data)} bytes at {address:#x}", kind="write") as change:
+            change.apply([(address, data, expect)], code=code, space=space)
+        return change.entry
+
+    def _space(self, pid: int | None, physical: bool) -> str:
+        if pid is not None:
+            return places.process_space(self.kernel, pid)
+        return places.PHYSICAL if physical else KERNEL
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def transaction(
+        self, reason: str, *, kind: str = "change", detail: Mapping[str, Any] | None = None
+    ) -> AbstractContextManager[Change]:
+        """A block whose writes are one change, made while the guest stands still, whole or not at all.
+
+        `reason` is for people, `kind` one word, `detail` whatever the journal is to keep, as JSON has it.
+        """
+        return self._transactions.change(reason, kind, detail or {})
+
+    def journal(self) -> list[Entry]:
+        """Every change that was made to this guest from this account, the oldest first."""
+        return self._transactions.journal.entries()
+
+    def undo(self, number: int) -> Entry:
+        """Take one change back: exactly what stood there before. Raises `Conflict`, `NotUndoable`."""
+        return self._transactions.undo(number)
+
+    def undo_all(self) -> list[Entry]:
+        """Take back all changes of this boot that still stand, the last first. Stops at the first that cannot be."""
+        return [self.undo(entry.id) for entry in self._transactions.standing()]
+
+    # -- the parts ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _pausing(self) -> Pausing:
+        if self.machine is None:
+            raise Unsupported(
+                f"{self.name}: attached read-only; attach with writable=True, or pausing=True, to hold it"
+            )
+        return Pausing(self.machine, Store(self.machine.identity), self._recover, self.watch)
+
+    @cached_property
+    def _transactions(self) -> Transactions:
+        pausing = self._pausing
+        if not isinstance(self.memory, WritableMemory):
+            raise Unsupported(f"{self.name}: attached read-only; attach with writable=True to change it")
+        return Transactions(self.kernel, self.memory, pausing)
+
+    def _recover(self, told: dict[str, Any]) -> None:
+        """Finish what a controller began that died. The guest stands still."""
+        if isinstance(self.memory, WritableMemory):
+            self._transactions.recover()
+
+    def recover(self) -> None:
+        """Put right what a controller left behind that died: this happens before every other change, too."""
+        with self._pausing.locked():
+            pass
+
+    def release_control(self) -> None:
+        """Let go of the machine; what was held of it runs."""
+        with ExitStack() as exits:
+            if self.machine is not None:
+                exits.callback(self.machine.close)
+            if "_pausing" in self.__dict__:
+                exits.callback(self._pausing.close)
+            if "vcpus" in self.__dict__:
+                exits.callback(self.vcpus.close)

@@ -1,0 +1,185 @@
+"""A guest held still, for as long as a block lasts, and let go on every way out of it.
+
+Knows who may hold it (one controller at a time), that blocks nest, that what was found standing stays so, and what
+becomes of a guest whose controller dies: a watching process lets it go, or else the next command does.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Final
+
+from vmi_inside.control.machine import Machine
+from vmi_inside.control.store import Store
+from vmi_inside.errors import GuestGone
+
+_ENDING: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+@dataclass(slots=True)
+class Pause:
+    """One pause: `found` says that the guest stood already, `seconds` how long it was kept standing, in the end."""
+
+    found: bool
+    started: float
+    seconds: float = 0.0
+
+
+class Pausing:
+    """Holds one machine. `recover` is called with what a dead controller had told, before anything else is done.
+
+    `watch` starts the process that lets the guest go when this one dies; it reads `+` and `-` from its standard input.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        store: Store,
+        recover: Callable[[dict[str, Any]], None],
+        watch: Callable[[], subprocess.Popen[bytes]] | None,
+    ) -> None:
+        self.machine = machine
+        self.store = store
+        self._recover = recover
+        self._watch = watch
+        self._watcher: subprocess.Popen[bytes] | None = None
+        self._thread = threading.RLock()
+        self._locks = 0
+        self._pause: Pause | None = None
+        self._told: dict[str, Any] = {}
+        #: While some vCPUs stand and others run: makes all stand, for the length of a block.
+        self.still: Callable[[], AbstractContextManager[None]] | None = None
+
+    @property
+    def current(self) -> Pause | None:
+        """The pause that lasts, if one does."""
+        return self._pause
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other controller has the guest meanwhile; what a dead one left is recovered first. Nests."""
+        with self._thread, ExitStack() as exits:
+            if not self._locks:
+                exits.enter_context(self.store.lock(self.machine.name))
+            self._locks += 1
+            try:
+                held = self.store.held() if self._locks == 1 else None
+                if held is not None:
+                    same = held.get("instance") == self.machine.instance
+                    self._told = dict(held) if same else {}
+                    with self.paused(found=bool(held.get("found")) if same else None):
+                        self._recover(self._told)
+                yield
+            finally:
+                self._locks -= 1
+
+    @contextmanager
+    def paused(self, found: bool | None = None) -> Iterator[Pause]:
+        """The guest stands still meanwhile. Nests. Raises `Busy`, `GuestGone`, `ControlError`.
+
+        `found` says whether it stood before all this, where that is known better than by looking.
+        """
+        with self.locked():
+            if self._pause is not None:
+                with self.still() if self.still is not None else nullcontext():
+                    yield self._pause
+                return
+            with _ending_raises(), ExitStack() as exits:
+                self._start_watching()
+                found = self.machine.paused if found is None else found
+                pause = self._pause = Pause(found, time.monotonic())
+                exits.callback(self._let_go)
+                self.tell(instance=self.machine.instance, found=found)
+                if not found:
+                    self.machine.pause()
+                pause.started = time.monotonic()
+                yield pause
+
+    def tell(self, **more: Any) -> None:
+        """Write down how the guest is held, for who comes after us if we die."""
+        self._told.update(more)
+        self.store.hold(self._told)
+        self._signal(b"+")
+
+    def close(self) -> None:
+        """End the watching process."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None and watcher.stdin is not None:
+            with suppress(OSError):
+                watcher.stdin.close()
+            watcher.wait()
+
+    def _let_go(self) -> None:
+        with uninterrupted():
+            pause, self._pause = self._pause, None
+            self._told = {}
+            try:
+                if pause is not None and not pause.found:
+                    self.machine.resume()
+            except GuestGone:
+                self._forget()
+                raise
+            finally:
+                if pause is not None:
+                    pause.seconds = time.monotonic() - pause.started
+            # Where letting go failed otherwise, the watching process and the next command try again.
+            self._forget()
+
+    def _forget(self) -> None:
+        self.store.let_go()
+        self._signal(b"-")
+
+    def _start_watching(self) -> None:
+        if self._watch is not None and (self._watcher is None or self._watcher.poll() is not None):
+            self.close()
+            self._watcher = self._watch()
+
+    def _signal(self, byte: bytes) -> None:
+        if self._watcher is not None and self._watcher.stdin is not None:
+            with suppress(OSError):  # it is not what the guest's life hangs on while we live
+                self._watcher.stdin.write(byte)
+                self._watcher.stdin.flush()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that would end the block wait until it has ended."""
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
+        yield
+        return
+    came: list[int] = []
+    before = {one: signal.signal(one, lambda number, _: came.append(number)) for one in _ENDING}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler if handler is not None else signal.SIG_DFL)
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
+def _ending_raises() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as an exception, where they would have ended the process without a word."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    mine = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for one in mine:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in mine:
+            signal.signal(one, signal.SIG_DFL)

@@ -1,0 +1,122 @@
+"""Places in a guest's memory, and the physical pieces they consist of.
+
+Knows kernel, process and physical addresses, and which of a process's pages are its own to be written. What stands
+there is left to everybody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from vmi_inside.errors import ControlError, NoMemory, PageFault, Unsafe
+from vmi_inside.kernel import Kernel
+from vmi_inside.linux.tasks import PIDTYPE_TGID, pids
+from vmi_inside.space import AddressSpace
+from vmi_inside.structs import Structs
+from vmi_inside.types import MASK64, PAGE_MASK, PAGE_SIZE
+
+KERNEL: Final = "kernel"
+PHYSICAL: Final = "physical"
+_START: Final = ("start_boottime", "real_start_time")
+#: Bit 1 of an entry at any level: what lies below may be written (Intel SDM, volume 3, 4.5).
+_WRITABLE: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes that lie in one page: their physical address, and where they stand in the whole."""
+
+    pa: int
+    start: int
+    end: int
+
+
+def process_space(kernel: Kernel, pid: int) -> str:
+    """The name of the space of a process: it names this process only, and no later one with the same pid.
+
+    Raises `ControlError` when there is no such process.
+    """
+    task = find_process(kernel, pid)
+    return f"process {pid} {int(task.fetch(_START).unsigned(_START)[0])}"
+
+
+def find_process(kernel: Kernel, pid: int, kind: int = PIDTYPE_TGID) -> Structs:
+    """The `task_struct` of a process, one row. Raises `ControlError` when there is none."""
+    number, _, tasks = pids(kernel).tasks(kernel, kind)
+    rows = [row for row, one in enumerate(number.tolist()) if one == pid]
+    found = tasks.select(rows[:1])  # type: ignore[arg-type]
+    if not rows or found.address[0] == 0:
+        raise ControlError(f"there is no process {pid} in the guest")
+    return found
+
+
+def started(task: Structs) -> int:
+    """When a task was started, in nanoseconds since boot: with its pid it names the task for good."""
+    return int(task.fetch(_START).unsigned(_START)[0])
+
+
+def pieces(kernel: Kernel, space: str, address: int, size: int, *, write: bool = False) -> list[Piece]:
+    """The pieces of `size` bytes at `address`, all of them, or an error. Raises `PageFault`, `NoMemory`, `Unsafe`."""
+    if size <= 0 or address < 0 or address + size > MASK64 + 1:
+        raise ControlError(f"{size} bytes at {address:#x} are no place in memory")
+    found = list(_pieces(kernel, space, address, size, write))
+    for piece in found:
+        if kernel.space.memory.read(piece.pa, piece.end - piece.start) is None:
+            raise NoMemory(piece.pa, piece.end - piece.start)
+    return found
+
+
+def _pieces(kernel: Kernel, space: str, address: int, size: int, write: bool) -> Iterator[Piece]:
+    tables = None if space == PHYSICAL else _tables(kernel, space)
+    start = 0
+    while start < size:
+        here = address + start
+        end = min(size, start + PAGE_SIZE - (here & PAGE_MASK))
+        if tables is None:
+            pa = here
+        else:
+            pa = tables.translate_one(here)
+            if write and space != KERNEL and not _writable(tables, here):
+                raise Unsafe(
+                    f"{here:#x} of that process is in a page that it may not write itself: others may share it, "
+                    "such as the file it is of; nothing was written"
+                )
+        yield Piece(pa, start, end)
+        start = end
+
+
+def _tables(kernel: Kernel, space: str) -> AddressSpace:
+    """The page tables of a space. Raises `ControlError` when its process is gone."""
+    if space == KERNEL:
+        return kernel.space
+    word, _, rest = space.partition(" ")
+    pid, _, start = rest.partition(" ")
+    if word != "process" or not pid.isdigit() or not start.isdigit():
+        raise ControlError(f"{space!r} is no space of addresses")
+    task = find_process(kernel, int(pid))
+    if started(task) != int(start):
+        raise ControlError(f"the process {pid} that is meant has ended; another one has its pid now")
+    mm = task.follow("mm", kernel.struct("mm_struct"))
+    if mm.address[0] == 0:
+        raise ControlError(f"process {pid} has no memory of its own: it is a kernel thread, or has ended")
+    root = kernel.space.translate_one(int(mm.fetch("pgd").pointer("pgd")[0]))
+    return kernel.space.with_root(root)
+
+
+def _writable(space: AddressSpace, va: int) -> bool:
+    """Whether every level of the tables lets that address be written. Raises `PageFault`."""
+    paging, table = space.paging, space.root
+    for level in range(paging.levels, 0, -1):
+        shift = paging.shift(level)
+        raw = space.memory.read(table + ((va >> shift) & ((1 << paging.splits[-level]) - 1)) * paging.entry_size, 8)
+        entry = int.from_bytes(raw or b"", "little")
+        if not entry & paging.present:
+            raise PageFault(va, level, entry)
+        if not entry & _WRITABLE:
+            return False
+        if level == 1 or (level in paging.large and entry & paging.large_bit):
+            return True
+        table = entry & paging.address
+    return False

@@ -1,0 +1,250 @@
+"""One change to a guest, whole or not at all: compared, journalled, written, verified, inside one pause.
+
+Knows the order of these, and how to go back. Who holds the guest is left to `pausing`, what stands in the journal to
+`journal`, where bytes lie to `places`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, Final
+
+from vmi_inside.control.boot import boot_identity
+from vmi_inside.control.journal import UNDO, Entry, Journal, Write
+from vmi_inside.control.machine import Debugger
+from vmi_inside.control.pausing import Pausing, uninterrupted
+from vmi_inside.control.places import KERNEL, Piece, pieces
+from vmi_inside.errors import Conflict, ControlError, GuestGone, NotUndoable, Unsafe, VmiError
+from vmi_inside.kernel import Kernel
+from vmi_inside.memory import WritableMemory
+
+_BYTES_LIMIT: Final = 1 << 20
+
+
+class Change:
+    """What a transaction's block works with. Addresses are virtual kernel addresses unless `space` says otherwise."""
+
+    def __init__(
+        self, kernel: Kernel, memory: WritableMemory, pausing: Pausing, journal: Journal, entry: Entry
+    ) -> None:
+        self.kernel = kernel
+        #: The journal's entry of this change.
+        self.entry = entry
+        self._memory = memory
+        self._pausing = pausing
+        self._journal = journal
+        self._exits = ExitStack()
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What the entry says beside, as JSON has it; what is put here is kept when the change is done."""
+        return self.entry.detail
+
+    @cached_property
+    def debugger(self) -> Debugger:
+        """A hold on the vCPUs, taken when first asked for. Raises `Busy` when another debugger has it."""
+        self._pausing.tell(stub=True)
+        return self._exits.enter_context(self._pausing.machine.debugger())
+
+    @cached_property
+    def registers(self) -> tuple[dict[str, int], ...]:
+        """The registers of each vCPU as it stands, by gdb's names: rip, rsp, eflags, cr3, gs_base, k_gs_base ..."""
+        debugger = self.debugger
+        return tuple(debugger.registers(vcpu) for vcpu in range(len(debugger.threads)))
+
+    def read(self, address: int, size: int, space: str = KERNEL) -> bytes:
+        """What stands there. Raises `PageFault`, `NoMemory`."""
+        return self._read(pieces(self.kernel, space, address, size))
+
+    def write(self, address: int, new: bytes, *, expect: bytes | None = None, space: str = KERNEL) -> None:
+        """Write data. Raises `Conflict` when not `expect` stands there, `PageFault` and `NoMemory`: nothing is written."""
+        self.apply([(address, new, expect)], space=space)
+
+    def code(self, address: int, new: bytes, *, expect: bytes | None = None) -> None:
+        """Write kernel code, so that it takes effect also where QEMU translates code (TCG).
+
+        Raises as `write` does, and `Unsafe` when a vCPU stands between the bytes.
+        """
+        self.apply([(address, new, expect)], code=True)
+
+    def apply(
+        self, writes: Iterable[tuple[int, bytes, bytes | None]], *, code: bool = False, space: str = KERNEL
+    ) -> None:
+        """Several writes of (address, new, expect) as one: all are compared, then journalled, then made, in order."""
+        planned: list[Write] = []
+        for address, new, expect in writes:
+            planned.append(Write(address, b"" if expect is None else expect, bytes(new), code, space))
+            if not 0 < len(new) <= _BYTES_LIMIT or (expect is not None and len(expect) != len(new)):
+                raise ControlError(
+                    f"a change at {address:#x} of {len(new)} bytes, where other than that many are expected"
+                )
+        self._apply(planned)
+
+    def _apply(self, planned: Sequence[Write]) -> None:
+        """Compare, journal, write, verify. A write whose `old` is empty expects nothing."""
+        found: list[tuple[Write, list[Piece]]] = []
+        for one in planned:
+            where = pieces(self.kernel, one.space, one.address, len(one.new), write=True)
+            stands = self._read(where)
+            if one.old and one.old != stands:
+                raise Conflict(
+                    f"{_place(one)} holds {_shown(stands)}, not {_shown(one.old)} as the change expects; "
+                    "nothing was written there"
+                )
+            found.append((Write(one.address, stands, one.new, one.code, one.space), where))
+        for address in [reg["rip"] for reg in self.registers] if any(one.code for one in planned) else []:
+            for one in planned:
+                if one.code and one.address < address < one.address + len(one.new):
+                    raise Unsafe(f"a vCPU stands at {address:#x}, between the bytes of the code to change; try again")
+        self._journal.writes(self.entry, (one for one, _ in found))
+        for one, where in found:
+            self._put(one, where, one.new)
+
+    def _put(self, one: Write, where: Sequence[Piece], data: bytes) -> None:
+        for piece in where:
+            if one.code:
+                self.debugger.write(piece.pa, data[piece.start : piece.end])
+            else:
+                self._memory.write(piece.pa, data[piece.start : piece.end])
+        if self._read(where) != data:
+            raise ControlError(f"{_place(one)} does not hold what was written there")
+
+    def _read(self, where: Sequence[Piece]) -> bytes:
+        # Known to be readable: whoever made the pieces has looked.
+        return b"".join(bytes(self._memory.read(one.pa, one.end - one.start) or b"") for one in where)
+
+    def put_back(self) -> None:
+        """Put back all that this entry's writes changed, the last first. Raises `ControlError` when bytes are others'."""
+        for one in reversed(self.entry.writes):
+            where = pieces(self.kernel, one.space, one.address, len(one.new))
+            stands = self._read(where)
+            if stands == one.old:
+                continue
+            # Torn in the middle of the write each byte is still the old or the new one.
+            if any(byte not in both for byte, *both in zip(stands, one.old, one.new, strict=True)):
+                raise ControlError(
+                    f"{_place(one)} holds {_shown(stands)}, which is neither what was there before nor after"
+                )
+            self._put(one, where, one.old)
+
+    def close(self) -> None:
+        """Let go of the vCPUs."""
+        self._exits.close()
+
+
+class Transactions:
+    """The changes of one guest: made, listed, taken back, and recovered after a controller that died."""
+
+    def __init__(self, kernel: Kernel, memory: WritableMemory, pausing: Pausing) -> None:
+        self.kernel = kernel
+        self.pausing = pausing
+        self.journal = Journal(pausing.store)
+        self._memory = memory
+        self._boot = boot_identity(kernel)
+        self._current: Change | None = None
+
+    @contextmanager
+    def change(self, reason: str, kind: str, detail: Mapping[str, Any]) -> Iterator[Change]:
+        """A block whose writes are one change. An exception inside puts everything back, and goes on."""
+        if self._current is not None:
+            raise ControlError("a change is under way already; one transaction cannot hold another")
+        with self.pausing.paused():
+            self._check()
+            entry = self.journal.begin(kind, reason, self._boot, detail, command=" ".join(sys.argv[:40])[:400])
+            change = self._current = Change(self.kernel, self._memory, self.pausing, self.journal, entry)
+            try:
+                yield change
+                with uninterrupted():
+                    self.journal.end(entry, "done")
+            except BaseException:
+                with uninterrupted():
+                    self._put_back(change)
+                raise
+            finally:
+                self._current = None
+                with uninterrupted():
+                    change.close()
+
+    def undo(self, number: int) -> Entry:
+        """Take back one change: exactly what stood there before. Gives the entry of doing so.
+
+        Raises `NotUndoable`, `Conflict` when the bytes are not what the change had written; then nothing is written.
+        """
+        with self.pausing.locked():
+            entry = self.journal.find(number)
+            if entry is None:
+                raise NotUndoable(f"the journal has no entry {number}")
+            if entry.state != "done":
+                raise NotUndoable(f"entry {number} cannot be undone: it is {entry.state}")
+            if not entry.writes:
+                raise NotUndoable(f"entry {number} ({entry.kind}) wrote nothing that could be put back")
+            if entry.boot != self._boot:
+                raise NotUndoable(f"entry {number} was made before the guest rebooted; nothing of it is left to undo")
+            with self.change(f"undo of {number}: {entry.reason}", UNDO, {"undoes": number}) as change:
+                try:
+                    back = [
+                        Write(one.address, one.new, one.old, one.code, one.space) for one in reversed(entry.writes)
+                    ]  # fmt: skip
+                    # Bytes that were written twice are gone back on step by step.
+                    overlap = any(_overlap(a, b) for at, a in enumerate(back) for b in back[:at])
+                    for group in [[one] for one in back] if overlap else [back]:
+                        change._apply(group)
+                except Conflict as error:
+                    later = [
+                        other.id for other in self.journal.entries()
+                        if other.id > number and other.state == "done" and other.boot == entry.boot and _meet(other, entry)
+                    ]  # fmt: skip
+                    hint = f"; undo {', '.join(map(str, reversed(later)))} first" if later else ""
+                    raise Conflict(f"entry {number}: {error}{hint}") from error
+            return change.entry
+
+    def standing(self) -> list[Entry]:
+        """The entries that can be undone, the newest first: this boot's, done, and no undoing themselves."""
+        return [
+            entry for entry in reversed(self.journal.entries())
+            if entry.state == "done" and entry.boot == self._boot and entry.writes and entry.kind != UNDO
+        ]  # fmt: skip
+
+    def recover(self) -> None:
+        """Put back what a controller left open when it died. The guest must stand still."""
+        for entry in reversed([one for one in self.journal.entries() if one.state == "open"]):
+            if entry.boot != self._boot:
+                self.journal.end(entry, "put back")  # with that boot its bytes went, too
+                continue
+            change = Change(self.kernel, self._memory, self.pausing, self.journal, entry)
+            try:
+                self._put_back(change)
+            finally:
+                change.close()
+
+    def _put_back(self, change: Change) -> None:
+        try:
+            change.put_back()
+        except VmiError as error:
+            change.entry.detail["broken"] = str(error)
+            self.journal.end(change.entry, "broken")
+            raise ControlError(f"entry {change.entry.id} could not be put back: {error}") from error
+        self.journal.end(change.entry, "put back")
+
+    def _check(self) -> None:
+        if boot_identity(self.kernel) != self._boot:
+            raise GuestGone(f"{self.pausing.machine.name}: the guest has rebooted since it was attached; attach again")
+
+
+def _meet(one: Entry, other: Entry) -> bool:
+    return any(_overlap(a, b) for a in one.writes for b in other.writes)
+
+
+def _overlap(a: Write, b: Write) -> bool:
+    return a.space == b.space and a.address < b.address + len(b.new) and b.address < a.address + len(a.new)
+
+
+def _place(one: Write) -> str:
+    return f"{one.space} address {one.address:#x}"
+
+
+def _shown(data: bytes) -> str:
+    return data[:24].hex(" ") + (" ..." if len(data) > 24 else "")
