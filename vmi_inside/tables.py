@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
+    from vmi_inside.control.gates.listing import Gates
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.open_files import OpenFiles
@@ -105,3 +106,4 @@ class Tables:
         "linux.memory_map:process_memory_map", "The regions of all processes' memory."
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
+    gates: Reading[Gates] = Reading("control.gates.listing:gates", "What is denied to whom, and how often it was.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from vmi_inside.control.sleepers import current_offset
 from vmi_inside.errors import NoMember, NoSymbol, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.types import MASK64
@@ -87,18 +88,10 @@ def find_offsets(kernel: Kernel) -> Offsets:
 def _current(kernel: Kernel) -> int:
     """What to add to gs to find the pointer to the task that runs.
 
-    `current_task` was per CPU until 6.1 and is again since 6.15; between, it lay in `pcpu_hot`. The per-CPU area began
-    at 0 until 6.14; since, its symbols are full addresses, of which the lower 32 bits serve, signed.
+    The per-CPU area began at 0 until 6.14; since, its symbols are full addresses, of which the lower 32 bits serve,
+    signed.
     """
-    at = kernel.profile.find_symbol("current_task")
-    if at is None:
-        at = kernel.symbol("pcpu_hot") + kernel.struct("pcpu_hot").member("current_task").offset
+    at = current_offset(kernel)
     if at >> 31 not in (0, MASK64 >> 31):
         raise Unsupported(f"no gates for this kernel: `current` is at {at:#x}, out of reach of gs")
     return at
-
-
-def running(kernel: Kernel, offsets: Offsets) -> list[int]:
-    """The task_struct that each CPU runs now, as the code will find it. Raises `MemoryFault`."""
-    bases: list[int] = kernel.percpu_offset.tolist()
-    return [kernel.space.read_u64((base + offsets.current) & MASK64) for base in bases]
