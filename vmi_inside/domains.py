@@ -124,9 +124,12 @@ class DomainLevers:
         with _errors(domain.uri):
             self._connection = _connect(domain.uri, write=True)
             self._domain = _lookup(self._connection, domain.uuid)
+        self._asked = False  # whether the monitor was used: then the machine may have stopped behind libvirt's back
 
     def paused(self) -> bool:
         """See `Levers`. A domain that crashed or is asleep stands still, too."""
+        if self._asked:
+            self._settle()
         with self._calls():
             state, _ = self._domain.state()
         return _STATES[state] in ("paused", "crashed", "pmsuspended") if state < len(_STATES) else False
@@ -138,11 +141,20 @@ class DomainLevers:
 
     def resume(self) -> None:
         """See `Levers`."""
+        if self._asked:
+            self._settle()
         with self._calls():
             self._domain.resume()
+        if self._asked and "running" not in self._settle():
+            self.hmp("cont")
+
+    def _settle(self) -> str:
+        """What QEMU says of its state. libvirt has heard of all that happened before, when this returns."""
+        return self.hmp("info status")
 
     def hmp(self, command: str) -> str:
         """See `Levers`."""
+        self._asked = True
         with self._calls():
             flags = self._qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
             return str(self._qemu.qemuMonitorCommand(self._domain, command, flags)).replace("\r", "")

@@ -5,13 +5,15 @@ Knows which part does what. Nothing is done here itself.
 
 from __future__ import annotations
 
+import signal
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cached_property
 from typing import Any
 
-from vmi_inside.control import places
+from vmi_inside.control import places, signals
+from vmi_inside.control.borrow import borrow
 from vmi_inside.control.journal import Entry
 from vmi_inside.control.machine import Machine
 from vmi_inside.control.pausing import Pause, Pausing
@@ -19,7 +21,7 @@ from vmi_inside.control.places import KERNEL
 from vmi_inside.control.store import Store
 from vmi_inside.control.transaction import Change, Transactions
 from vmi_inside.control.vcpus import Vcpus
-from vmi_inside.errors import Unsupported
+from vmi_inside.errors import ControlError, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.memory import PhysicalMemory, WritableMemory
 
@@ -89,7 +91,9 @@ class Controls:
         `PageFault`, `NoMemory`, `Unsafe`.
         """
         space = self._space(pid, physical)
-        with self.transaction(reason or f"write of {len(data)} bytes at {address:#x}", kind="write") as change:
+        with self.transaction(
+            reason or f"write of {len(data)} bytes at {address:#x}", kind="write", code=code
+        ) as change:
             change.apply([(address, data, expect)], code=code, space=space)
         return change.entry
 
@@ -101,13 +105,14 @@ class Controls:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def transaction(
-        self, reason: str, *, kind: str = "change", detail: Mapping[str, Any] | None = None
+        self, reason: str, *, kind: str = "change", detail: Mapping[str, Any] | None = None, code: bool = False
     ) -> AbstractContextManager[Change]:
         """A block whose writes are one change, made while the guest stands still, whole or not at all.
 
-        `reason` is for people, `kind` one word, `detail` whatever the journal is to keep, as JSON has it.
+        `reason` is for people, `kind` one word, `detail` whatever the journal is to keep, as JSON has it. `code` says
+        that kernel code will be written, or registers read: what that needs is made ready before the pause.
         """
-        return self._transactions.change(reason, kind, detail or {})
+        return self._transactions.change(reason, kind, detail or {}, code=code)
 
     def journal(self) -> list[Entry]:
         """Every change that was made to this guest from this account, the oldest first."""
@@ -121,6 +126,47 @@ class Controls:
         """Take back all changes of this boot that still stand, the last first. Stops at the first that cannot be."""
         return [self.undo(entry.id) for entry in self._transactions.standing()]
 
+    # -- the guest's own code -----------------------------------------------------------------------------------------
+
+    def call(self, function: str | int, *arguments: int, reason: str = "", clean: bool = True) -> int:
+        """Call a function of the guest's kernel, by its symbol or address, on a borrowed vCPU; gives RAX, unsigned.
+
+        It runs in an interrupt: it must not sleep, nor turn interrupts on. With `clean` the vCPU was interrupted where
+        no lock is held. Raises `Unsafe` when there is no such moment, or the function does not return; `NoSymbol`.
+        """
+        words = ", ".join(f"{one:#x}" for one in arguments)
+        shown = function if isinstance(function, str) else f"{function:#x}"
+        detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
+        with (
+            self.transaction(reason or f"{shown}({words})", kind="call", detail=detail, code=True) as change,
+            borrow(change, clean=clean) as vcpu,
+        ):
+            change.detail["returned"] = f"{(value := vcpu.call(function, *arguments)):#x}"
+        return value
+
+    def signal(self, pid: int | Iterable[int], number: int = signal.SIGTERM, *, force: bool = False) -> None:
+        """Send a signal to a process, or to several, as the guest's kernel does it: with all its effects.
+
+        Raises `ControlError` for a process that is not there or has ended, `Unsafe` for kernel threads and process 1
+        unless `force`, and when no vCPU can be borrowed for it.
+        """
+        to = signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
+        words = ", ".join(f"{one.pid} ({one.name})" for one in to)
+        detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
+        with self.transaction(f"{signals.name(number)} to {words}", kind="signal", detail=detail, code=True) as change:
+            gone = signals.send(change, to, number)
+            change.detail["gone"] = [one.pid for one in gone]
+        if gone:
+            raise ControlError(f"{', '.join(str(one.pid) for one in gone)} had ended before the signal came")
+
+    def nice(self, pid: int | Iterable[int], value: int, *, force: bool = False) -> None:
+        """Set the nice value of all threads of a process, or of several. Raises as `signal` does."""
+        to = signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
+        words = ", ".join(f"{one.pid} ({one.name})" for one in to)
+        detail = {"nice": value, "pids": [one.pid for one in to]}
+        with self.transaction(f"nice {value} for {words}", kind="nice", detail=detail, code=True) as change:
+            signals.set_nice(change, to, value)
+
     # -- the parts ----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -129,7 +175,7 @@ class Controls:
             raise Unsupported(
                 f"{self.name}: attached read-only; attach with writable=True, or pausing=True, to hold it"
             )
-        return Pausing(self.machine, Store(self.machine.identity), self._recover, self.watch)
+        return Pausing(self.machine, Store(self.machine.identity), self._unfinished, self._recover, self.watch)
 
     @cached_property
     def _transactions(self) -> Transactions:
@@ -138,8 +184,18 @@ class Controls:
             raise Unsupported(f"{self.name}: attached read-only; attach with writable=True to change it")
         return Transactions(self.kernel, self.memory, pausing)
 
+    def _unfinished(self) -> bool:
+        return isinstance(self.memory, WritableMemory) and self._transactions.unfinished()
+
     def _recover(self, told: dict[str, Any]) -> None:
         """Finish what a controller began that died. The guest stands still."""
+        if told.get("stub"):
+            self._pausing.machine.end_debugger()
+        if told.get("points"):
+            with self._pausing.debugger() as debugger:
+                for point in told["points"]:
+                    with suppress(ControlError):  # it was not set yet, or taken away already
+                        debugger.clear(*map(int, point))
         if isinstance(self.memory, WritableMemory):
             self._transactions.recover()
 

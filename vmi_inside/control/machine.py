@@ -5,7 +5,7 @@ Protocols only. Drivers and domains give them; `guest` puts them together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -92,8 +92,12 @@ class Machine(Protocol):
         """Let all vCPUs run."""
         ...
 
-    def debugger(self) -> AbstractContextManager[Debugger]:
-        """A hold on its vCPUs; it stands still, and does so afterwards. Raises `Busy`."""
+    def debugger(self) -> AbstractContextManager[Callable[[], AbstractContextManager[Debugger]]]:
+        """Readiness for a debugger, and what connects it; it stands still then, and afterwards. Raises `Busy`."""
+        ...
+
+    def end_debugger(self) -> None:
+        """End what an earlier controller left of that."""
         ...
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
-from vmi_inside.control.machine import Machine
+from vmi_inside.control.machine import Debugger, Machine
 from vmi_inside.control.store import Store
 from vmi_inside.errors import GuestGone
 
@@ -33,7 +33,8 @@ class Pause:
 
 
 class Pausing:
-    """Holds one machine. `recover` is called with what a dead controller had told, before anything else is done.
+    """Holds one machine. `recover` is called with what a dead controller had told, before anything else is done; also
+    when it had told nothing, but `unfinished` says that it left something in the journal.
 
     `watch` starts the process that lets the guest go when this one dies; it reads `+` and `-` from its standard input.
     """
@@ -42,11 +43,13 @@ class Pausing:
         self,
         machine: Machine,
         store: Store,
+        unfinished: Callable[[], bool],
         recover: Callable[[dict[str, Any]], None],
         watch: Callable[[], subprocess.Popen[bytes]] | None,
     ) -> None:
         self.machine = machine
         self.store = store
+        self._unfinished = unfinished
         self._recover = recover
         self._watch = watch
         self._watcher: subprocess.Popen[bytes] | None = None
@@ -54,6 +57,8 @@ class Pausing:
         self._locks = 0
         self._pause: Pause | None = None
         self._told: dict[str, Any] = {}
+        self._freed = True
+        self._connect: Callable[[], AbstractContextManager[Debugger]] | None = None
         #: While some vCPUs stand and others run: makes all stand, for the length of a block.
         self.still: Callable[[], AbstractContextManager[None]] | None = None
 
@@ -70,21 +75,22 @@ class Pausing:
                 exits.enter_context(self.store.lock(self.machine.name))
             self._locks += 1
             try:
-                held = self.store.held() if self._locks == 1 else None
-                if held is not None:
-                    same = held.get("instance") == self.machine.instance
-                    self._told = dict(held) if same else {}
-                    with self.paused(found=bool(held.get("found")) if same else None):
-                        self._recover(self._told)
+                if self._locks == 1:
+                    held = self.store.held()
+                    if held is not None or self._unfinished():
+                        same = held is not None and held.get("instance") == self.machine.instance
+                        self._told = dict(held) if held is not None and same else {}
+                        with self.paused(found=bool(self._told.get("found")) if same else None):
+                            self._recover(self._told)
                 yield
             finally:
                 self._locks -= 1
 
     @contextmanager
-    def paused(self, found: bool | None = None) -> Iterator[Pause]:
+    def paused(self, found: bool | None = None, *, debug: bool = False) -> Iterator[Pause]:
         """The guest stands still meanwhile. Nests. Raises `Busy`, `GuestGone`, `ControlError`.
 
-        `found` says whether it stood before all this, where that is known better than by looking.
+        With `debug` all is ready for `debugger` when the pause begins, which makes it shorter. `found` says whether it stood before all this, where that is known better than by looking.
         """
         with self.locked():
             if self._pause is not None:
@@ -95,12 +101,27 @@ class Pausing:
                 self._start_watching()
                 found = self.machine.paused if found is None else found
                 pause = self._pause = Pause(found, time.monotonic())
+                self._freed = False
+                exits.callback(self._forget)
+                self.tell(instance=self.machine.instance, found=found, **({"stub": True} if debug else {}))
+                if debug:
+                    self._connect = exits.enter_context(self.machine.debugger())
                 exits.callback(self._let_go)
-                self.tell(instance=self.machine.instance, found=found)
                 if not found:
                     self.machine.pause()
                 pause.started = time.monotonic()
                 yield pause
+
+    @contextmanager
+    def debugger(self) -> Iterator[Debugger]:
+        """A hold on the vCPUs. The guest must be paused. Raises `Busy`."""
+        if self._connect is not None:
+            with self._connect() as debugger:
+                yield debugger
+            return
+        self.tell(stub=True)
+        with self.machine.debugger() as connect, connect() as debugger:
+            yield debugger
 
     def tell(self, **more: Any) -> None:
         """Write down how the guest is held, for who comes after us if we die."""
@@ -118,23 +139,26 @@ class Pausing:
 
     def _let_go(self) -> None:
         with uninterrupted():
-            pause, self._pause = self._pause, None
-            self._told = {}
+            pause, self._connect = self._pause, None
             try:
                 if pause is not None and not pause.found:
                     self.machine.resume()
+                self._freed = True
             except GuestGone:
-                self._forget()
+                self._freed = True
                 raise
             finally:
                 if pause is not None:
                     pause.seconds = time.monotonic() - pause.started
-            # Where letting go failed otherwise, the watching process and the next command try again.
-            self._forget()
 
     def _forget(self) -> None:
-        self.store.let_go()
-        self._signal(b"-")
+        with uninterrupted():
+            self._pause = None
+            self._told = {}
+            # Where letting go failed, the watching process and the next command try again.
+            if self._freed:
+                self.store.let_go()
+                self._signal(b"-")
 
     def _start_watching(self) -> None:
         if self._watch is not None and (self._watcher is None or self._watcher.poll() is not None):

@@ -46,8 +46,11 @@ class Change:
     @cached_property
     def debugger(self) -> Debugger:
         """A hold on the vCPUs, taken when first asked for. Raises `Busy` when another debugger has it."""
-        self._pausing.tell(stub=True)
-        return self._exits.enter_context(self._pausing.machine.debugger())
+        return self._exits.enter_context(self._pausing.debugger())
+
+    def hold(self, **told: Any) -> None:
+        """Tell whoever comes after us, if we die, what must be let go of: `points` are breakpoints."""
+        self._pausing.tell(**told)
 
     @cached_property
     def registers(self) -> tuple[dict[str, int], ...]:
@@ -147,13 +150,21 @@ class Transactions:
         self._current: Change | None = None
 
     @contextmanager
-    def change(self, reason: str, kind: str, detail: Mapping[str, Any]) -> Iterator[Change]:
-        """A block whose writes are one change. An exception inside puts everything back, and goes on."""
+    def change(self, reason: str, kind: str, detail: Mapping[str, Any], *, code: bool = False) -> Iterator[Change]:
+        """A block whose writes are one change. An exception inside puts everything back, and goes on.
+
+        `code` says that code will be written, or registers read.
+        """
         if self._current is not None:
             raise ControlError("a change is under way already; one transaction cannot hold another")
-        with self.pausing.paused():
-            self._check()
+        with self.pausing.locked(), ExitStack() as exits:
             entry = self.journal.begin(kind, reason, self._boot, detail, command=" ".join(sys.argv[:40])[:400])
+            try:
+                exits.enter_context(self.pausing.paused(debug=code))
+                self._check()
+            except BaseException:
+                self.journal.end(entry, "put back")
+                raise
             change = self._current = Change(self.kernel, self._memory, self.pausing, self.journal, entry)
             try:
                 yield change
@@ -183,7 +194,8 @@ class Transactions:
                 raise NotUndoable(f"entry {number} ({entry.kind}) wrote nothing that could be put back")
             if entry.boot != self._boot:
                 raise NotUndoable(f"entry {number} was made before the guest rebooted; nothing of it is left to undo")
-            with self.change(f"undo of {number}: {entry.reason}", UNDO, {"undoes": number}) as change:
+            reason, code = f"undo of {number}: {entry.reason}", any(one.code for one in entry.writes)
+            with self.change(reason, UNDO, {"undoes": number}, code=code) as change:
                 try:
                     back = [
                         Write(one.address, one.new, one.old, one.code, one.space) for one in reversed(entry.writes)
@@ -207,6 +219,10 @@ class Transactions:
             entry for entry in reversed(self.journal.entries())
             if entry.state == "done" and entry.boot == self._boot and entry.writes and entry.kind != UNDO
         ]  # fmt: skip
+
+    def unfinished(self) -> bool:
+        """Whether a change was begun and not ended."""
+        return any(entry.state == "open" for entry in self.journal.entries())
 
     def recover(self) -> None:
         """Put back what a controller left open when it died. The guest must stand still."""

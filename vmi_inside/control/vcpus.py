@@ -82,12 +82,11 @@ class Vcpus(Sequence[Vcpu]):
     @contextmanager
     def debugger(self) -> Iterator[Debugger]:
         """A hold on the vCPUs, all of which stand meanwhile."""
-        with self._pausing.paused():
+        with self._pausing.paused(debug=True):
             if self._debugger is not None:
                 yield self._debugger
                 return
-            self._pausing.tell(stub=True)
-            with self._pausing.machine.debugger() as debugger:
+            with self._pausing.debugger() as debugger:
                 yield debugger
 
     def stop(self, index: int) -> None:
@@ -95,8 +94,7 @@ class Vcpus(Sequence[Vcpu]):
         if self._hold is None:
             with ExitStack() as exits:
                 exits.enter_context(self._pausing.paused())
-                self._pausing.tell(stub=True)
-                self._debugger = exits.enter_context(self._pausing.machine.debugger())
+                self._debugger = exits.enter_context(self._pausing.debugger())
                 self._pausing.still = self._all_still
                 self._hold = exits.pop_all()
             self.standing.add(index)

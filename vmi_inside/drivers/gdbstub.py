@@ -41,7 +41,9 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class _Register:
+class Register:
+    """A register: its name, its number, its bytes."""
+
     name: str
     number: int
     size: int  # bytes
@@ -54,7 +56,7 @@ class GdbStub:
     `ControlError` when what answers does not speak the protocol.
     """
 
-    def __init__(self, path: str, name: str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, path: str, name: str, timeout: float = TIMEOUT, *, layout: tuple[Register, ...] = ()) -> None:
         self.name = name
         self._timeout = timeout
         self._decoder = Decoder()
@@ -77,7 +79,10 @@ class GdbStub:
                 )
             #: The stub's names of the vCPUs, in their order.
             self.threads = self._threads()
-            self._layout = self._description()
+            #: The registers, in the order of the `g` packet; of one QEMU they stay the same, and need not be asked again.
+            self.layout = layout or self._description()
+            if layout:
+                self._feature("target.xml")  # a stub sets registers only for those who have asked for this
         except BaseException:
             self._socket.close()
             raise
@@ -107,7 +112,7 @@ class GdbStub:
         raw = self._hex(self._ask("g"), "registers")
         found: Registers = {}
         at = 0
-        for register in self._layout:
+        for register in self.layout:
             if at + register.size > len(raw):
                 break
             if register.size <= 8:
@@ -118,7 +123,7 @@ class GdbStub:
     def set_registers(self, vcpu: int, values: Registers) -> None:
         """Set some registers of a vCPU. Raises `ControlError` for one that there is not, or that cannot be set."""
         self._select(vcpu)
-        known = {register.name: register for register in self._layout if register.size <= 8}
+        known = {register.name: register for register in self.layout if register.size <= 8}
         for name, value in values.items():
             register = known.get(name)
             if register is None:
@@ -203,9 +208,9 @@ class GdbStub:
             raise ControlError(f"{self.name}: QEMU's gdb stub names its vCPUs {found[:4]}")
         return tuple(found)
 
-    def _description(self) -> list[_Register]:
+    def _description(self) -> tuple[Register, ...]:
         """The registers in the order of the `g` packet: files of features, that may include others."""
-        layout: list[_Register] = []
+        layout: list[Register] = []
         files, seen = ["target.xml"], 0
         while files and seen < _FILES_LIMIT:
             seen += 1
@@ -219,10 +224,10 @@ class GdbStub:
                 bits = told.get("bitsize", "")
                 if not (number.isascii() and number.isdigit() and bits.isascii() and bits.isdigit() and int(bits) >= 8):
                     raise ControlError(f"{self.name}: QEMU's gdb stub describes a register badly: {rest[:80]}")
-                layout.append(_Register(told.get("name", ""), int(number), int(bits) // 8))
+                layout.append(Register(told.get("name", ""), int(number), int(bits) // 8))
         if not 0 < len(layout) <= _REGISTER_LIMIT:
             raise ControlError(f"{self.name}: QEMU's gdb stub describes {len(layout)} registers")
-        return layout
+        return tuple(layout)
 
     def _feature(self, file: str) -> str:
         text = bytearray()
@@ -283,6 +288,7 @@ class GdbStub:
         match = re.match(r"[TS]([0-9a-f]{2})", text)
         if not match:
             return bool(re.match(r"[WXN]", text))
+        self._current = -1  # the stub looks at the vCPU that stopped now
         thread = re.search(r"thread:(p[0-9a-f]+\.[0-9a-f]+);", text)
         watch = re.search(r"watch:([0-9a-f]{1,16});", text)
         known = getattr(self, "threads", ())

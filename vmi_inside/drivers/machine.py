@@ -10,11 +10,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final, Protocol
 
-from vmi_inside.drivers.gdbstub import GdbStub
+from vmi_inside.drivers.gdbstub import GdbStub, Register
 from vmi_inside.errors import Busy, ControlError
 
 _FOLDER: Final = "vmi-inside-gdb-"
@@ -56,6 +57,7 @@ class QemuMachine:
         self.instance = f"{pid}:{_started(pid)}"
         self.pid = pid
         self._levers = levers
+        self._layout: tuple[Register, ...] = ()
         #: What is to be said of what was done by now.
         self.notices: list[str] = []
 
@@ -77,10 +79,11 @@ class QemuMachine:
         self._levers.close()
 
     @contextmanager
-    def debugger(self) -> Iterator[GdbStub]:
+    def debugger(self) -> Iterator[Callable[[], GdbStub]]:
         """QEMU's gdb stub, on a socket that only its user and root can reach, for as long as the block lasts.
 
-        The machine must stand still, and does so afterwards. Raises `Busy` when somebody else has a stub.
+        Gives what connects to it: that stops the machine, which had better stand still by then. Raises `Busy` when
+        somebody else has a stub.
         """
         self._free()
         folder = self._folder()
@@ -90,12 +93,21 @@ class QemuMachine:
             if not told.startswith("Waiting for gdb"):
                 raise ControlError(f"{self.name}: QEMU does not start its gdb stub: {told.strip()[:200]}")
             try:
-                with GdbStub(path, self.name) as stub:
-                    yield stub
+                yield partial(self._connect, path)
             finally:
                 self._hmp("gdbserver none")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def end_debugger(self) -> None:
+        """End a stub of ours that was left behind."""
+        if _FOLDER in self._stub():
+            self._hmp("gdbserver none")
+
+    def _connect(self, path: str) -> GdbStub:
+        stub = GdbStub(path, self.name, layout=self._layout)
+        self._layout = stub.layout
+        return stub
 
     def _free(self) -> None:
         """See to it that nobody else's stub is there: of ours, which nobody holds, a dead controller has left it."""
