@@ -62,7 +62,9 @@ def standing(
         return ""
     row, at = int(owner[hit][0]), int(words[hit][0])
     named = found["pid"][live]
-    return f"task {named[row]} may come back to {at:#x}" if row < len(named) else f"an interrupt may come back to {at:#x}"
+    return (
+        f"task {named[row]} may come back to {at:#x}" if row < len(named) else f"an interrupt may come back to {at:#x}"
+    )
 
 
 def _stack_size(kernel: Kernel) -> int:
@@ -85,4 +87,3 @@ def _running(kernel: Kernel) -> list[int]:
     """The task that each CPU runs."""
     raw, ok = kernel.space.gather(kernel.percpu_offset + np.uint64(current_offset(kernel)), 8)
     return [value for value, good in zip(raw.view("<u8")[:, 0].tolist(), ok.tolist(), strict=True) if good and value]
-

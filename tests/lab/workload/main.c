@@ -186,6 +186,10 @@ int main(int argc, char **argv)
 	}
 	if (!strcmp(mode, "title") && argc == 5)
 		title(argv);
+	if (!strcmp(mode, "echo") && argc == 3)
+		echo(atoi(argv[2]));
+	if (!strcmp(mode, "exercise") && argc == 5)
+		exercise(argv[2], argv[3], atoi(argv[4]));
 	if (!strcmp(mode, "start"))
 		return start(argc - 2, argv + 2);
 	if (!strcmp(mode, "init"))

@@ -32,6 +32,9 @@ __attribute__((format(printf, 1, 2))) void shell(const char *command, ...);
 int must(int value, const char *what);
 
 noreturn void agent(const char *path);
+/* Answers on that port, and a process that uses it, among much else; see exercise.c. */
+noreturn void echo(int port);
+noreturn void exercise(const char *name, const char *ip, int port);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */
 void start_peer(void);
 scenario tcp, box;

@@ -55,7 +55,10 @@ class GateControls(Controls):
         uid: int | None = None,
         dry_run: bool = False,
     ) -> Outcome:
-        """Take out the gates that deny an operation (None: any) to a process, a cgroup or a user (none of them: to all)."""
+        """Take out the gates that deny an operation to a process, a cgroup or a user.
+
+        Without an operation: all of them; with none of pid, cgroup, uid: whomever they are for.
+        """
         nobody = pid is None and cgroup is None and uid is None
         return self._placing.allow(operation, None if nobody else Subject(pid, False, cgroup, uid), dry=dry_run)
 

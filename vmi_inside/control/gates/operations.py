@@ -49,7 +49,7 @@ OPERATIONS: Final = {
             Hooked(("security_socket_recvmsg",), "receive"),
             # What asks no security module: sendfile() to a socket until 6.5, splice() from one, and receiving by
             # mapping pages (TCP_ZEROCOPY_RECEIVE).
-            Hooked(("kernel_sendpage",), "receive", needed=False),
+            Hooked(("sock_sendpage",), "splice", needed=False),
             Hooked(("sock_splice_read",), "splice", needed=False),
             Hooked(("security_socket_getsockopt",), "getsockopt", needed=False),
         )),

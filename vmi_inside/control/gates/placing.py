@@ -19,12 +19,11 @@ from vmi_inside.control.gates import operations, rules
 from vmi_inside.control.gates.layout import Network, Rule, Scope, State
 from vmi_inside.control.gates.rules import Found, Subject
 from vmi_inside.control.gates.standing import Change, Plan, Site
-from vmi_inside.control.sleepers import standing
-from vmi_inside.errors import Conflict, ControlError, MemoryFault, Unsafe
+from vmi_inside.control.journal import Write
+from vmi_inside.errors import Conflict, ControlError, MemoryFault, Unsafe, VmiError
 from vmi_inside.kernel import Kernel
 
 if TYPE_CHECKING:
-    from vmi_inside.control import transaction
     from vmi_inside.control.controls import Controls
     from vmi_inside.control.journal import Entry
 
@@ -107,9 +106,8 @@ class Placing:
 
     def deny(self, asked: Denial, *, dry: bool = False) -> Outcome:
         """Refuse the operation to the subject. Raises `Conflict` when that stands already, `ControlError`, `Unsafe`."""
-        number = [0]  # the journal's, once there is one
 
-        def plan() -> tuple[Plan, list[Change], State]:
+        def plan(number: str) -> tuple[Plan, list[Change], State]:
             before, raw = self.site.read()
             found = rules.find(self.kernel, self.site.offsets, asked.subject, force=asked.force)
             state = before or self.site.fresh()
@@ -129,7 +127,7 @@ class Placing:
             rule = Rule(
                 bit, found.scope, operations.families(known(asked.operation), unix=asked.unix), ERRNOS[asked.errno],
                 found.number, found.first, found.second, self.site.spare_counter(state), asked.networks,
-                found.pid, int(time.time()), found.name, str(number[0] or ""),
+                found.pid, int(time.time()), found.name, number,
             )  # fmt: skip
             after = replace(state, rules=dict(sorted({**state.rules, slot: rule}.items())))
             try:
@@ -138,7 +136,7 @@ class Placing:
                 raise ControlError(f"no more gates: {error}") from None
 
         reason = f"deny {asked.operation} to {asked.subject}"
-        outcome, after = self._do(plan, reason, asked.detail(), number, dry=dry, coming=True)
+        outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True)
         if asked.subject.children and not dry:
             self._mark_the_rest(after, asked.subject, reason)
         return outcome
@@ -148,7 +146,7 @@ class Placing:
         bit = known(operation).bit if operation is not None else 0
         cleared = [0]
 
-        def plan() -> tuple[Plan, list[Change], State]:
+        def plan(_: str) -> tuple[Plan, list[Change], State]:
             before, raw = self.site.read()
             found = None
             if subject is not None:
@@ -173,7 +171,7 @@ class Placing:
 
         words = f"{operation or 'anything'} to {subject or 'anybody'}"
         detail = {"gate": "allow", "operation": operation or "", "subject": str(subject or "")}
-        outcome, before = self._do(plan, f"allow {words}", detail, [0], dry=dry, coming=False)
+        outcome, before = self._do(plan, f"allow {words}", detail, dry=dry, coming=False)
         if cleared[0] and not dry:
             self._again(lambda: self._unmark(before, cleared[0]), f"allow {words}: children made meanwhile")
         return outcome
@@ -181,40 +179,33 @@ class Placing:
     # -- one transaction ----------------------------------------------------------------------------------------------
 
     def _do(
-        self, plan: Callable[[], tuple[Plan, list[Change], State]], reason: str, detail: Mapping[str, Any],
-        number: list[int], *, dry: bool, coming: bool,
+        self, plan: Callable[[str], tuple[Plan, list[Change], State]], reason: str, detail: Mapping[str, Any], *,
+        dry: bool, coming: bool,
     ) -> tuple[Outcome, State]:  # fmt: skip
-        # What is wrong with it is found without stopping the guest.
-        made, more, state = plan()
+        """Plan, stop the guest, write. What changed in between is seen before anything is written, and planned anew."""
+        made, more, state = plan("")  # what is wrong with it is found before all else
         if dry:
             return Outcome(None, 0.0, (*more, *made.records, *made.code), made.notes), state
-        for last in (*(False,) * (_TRIES - 1), True):
-            try:
-                with self.controls.paused() as pause, self.controls.transaction(
-                    reason, kind="gate", detail=detail
-                ) as change:  # fmt: skip
-                    number[0] = change.entry.id
-                    made, more, state = plan()
-                    self._nobody_inside(change)
-                    groups: list[tuple[tuple[Change, ...], bool]]
-                    groups = [((*more, *made.records), False), (made.code, True)]
-                    for group, code in groups if coming else reversed(groups):
-                        if group:
-                            change.apply([(one.address, one.new, one.old) for one in group], code=code)
-                    entry = change.entry
-                return Outcome(entry, pause.seconds, (*more, *made.records, *made.code), made.notes), state
-            except (Unsafe, MemoryFault):
-                if last:
-                    raise
-            time.sleep(_WAIT)
-        raise AssertionError
-
-    def _nobody_inside(self, change: transaction.Change) -> None:
-        """Raise `Unsafe` when a vCPU or a task is between the instructions that read the rules."""
-        low, high = self.site.code_range
-        who = standing(self.kernel, [(low, high)], change.registers)
-        if who:
-            raise Unsafe(f"{who}, in the code of a gate; try again")
+        refused: VmiError | None = None
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_WAIT)
+            with self.controls.transaction_lock():
+                number = max((entry.id for entry in self.controls.journal()), default=0) + 1
+                made, more, state = plan(str(number))
+                changes = (*more, *made.records, *made.code) if coming else (*made.code, *made.records, *more)
+                code = set(made.code)
+                try:
+                    with self.controls.transaction(reason, kind="gate", detail=detail, code=True) as change:
+                        pause = change.pause
+                        if made.inside:
+                            change.nobody_in([self.site.code_range])
+                        change.make(Write(one.address, one.old, one.new, one in code) for one in changes)
+                except (Conflict, Unsafe, MemoryFault) as error:
+                    refused = error
+                    continue
+            return Outcome(change.entry, pause.seconds, changes, made.notes), state
+        raise refused or ControlError(f"{reason}: not done")
 
     # -- marks --------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Whom a rule is for: a process, a process with its descendants, a control group, a user; found in the guest.
 
-Knows what makes each of them the same one later on: a process by its pid and the nanosecond of its start, a group by its
-serial number or its id. Which rules there are, and how they get into the guest, is left to `gates`.
+Knows what makes each of them the same one later on: a process by its pid and the nanosecond of its start, a group by
+its serial number or its id. Which rules there are, and how they get into the guest, is left to `gates`.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def _group(kernel: Kernel, offsets: Offsets, path: str, force: bool) -> Found:
         first = kernel.space.read_u64(address + offsets.ancestors + 8 * level)
         serial = int(group.unsigned("self.serial_nr")[0])
     # Where ancestors are known by their ids, the second word is free to say where the group is.
-    return Found(Scope.CGROUP, level, first, serial if offsets.ancestor_pointers else address, name=parts[-1] if parts else "/")
+    return Found(
+        Scope.CGROUP, level, first, serial if offsets.ancestor_pointers else address, name=parts[-1] if parts else "/"
+    )
 
 
 def _descend(kernel: Kernel, parts: list[str], path: str) -> Structs:

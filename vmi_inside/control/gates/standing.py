@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+
 from vmi_inside.control.gates import layout
 from vmi_inside.control.gates.entries import SIZE, Entry, find_entry
 from vmi_inside.control.gates.layout import AREA_SIZE, CODE_AT, Hook, NotOurs, State
@@ -21,6 +23,8 @@ from vmi_inside.errors import Conflict, Unsafe, Unsupported
 from vmi_inside.kernel import Kernel
 
 _EMPTY: Final = bytes([PADDING]) * AREA_SIZE
+#: Bytes that differ are written as one when they are so close.
+_NEARBY: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +39,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that must be written: `records` first when rules come, last when they go; `code` as code."""
+    """All that must be written: `records` first when rules come, last when they go; `code` as code.
+
+    `inside` says that gates stand already: somebody may be in their code.
+    """
 
     records: tuple[Change, ...]
     code: tuple[Change, ...]
+    inside: bool
     notes: tuple[str, ...] = ()
 
 
@@ -145,7 +153,7 @@ class Site:
         gone = [
             Change(at, targets[at], hook.found, self._named(at)) for at, hook in hooks.items() if at not in wanted
         ]  # fmt: skip
-        return Plan(tuple(records), (*gone, *code_changes), tuple(notes))
+        return Plan(tuple(records), (*gone, *code_changes), before is not None, tuple(notes))
 
     def broken(self, state: State) -> list[str]:
         """Which functions that should lead here do not, in words."""
@@ -198,15 +206,10 @@ def _needed(state: State) -> list[Operation]:
 
 def _differences(old: bytes, new: bytes) -> Iterable[tuple[int, int]]:
     """Where two areas differ: from, to; none crosses from records to code, nearby ones are one."""
-    start = end = -1
-    for at in range(len(old)):
-        if old[at] == new[at]:
-            continue
-        if start >= 0 and (at - end > 64 or (start < CODE_AT <= at)):
-            yield start, end
-            start = -1
-        if start < 0:
-            start = at
-        end = at + 1
-    if start >= 0:
-        yield start, end
+    at = np.flatnonzero(np.frombuffer(old, dtype=np.uint8) != np.frombuffer(new, dtype=np.uint8))
+    if not len(at):
+        return
+    cut = (np.diff(at) > _NEARBY) | ((at[:-1] < CODE_AT) & (at[1:] >= CODE_AT))
+    first = np.concatenate((at[:1], at[1:][cut])).tolist()
+    last = np.concatenate((at[:-1][cut], at[-1:])).tolist()
+    yield from zip(first, (one + 1 for one in last), strict=True)
