@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from vmi_inside.arch.paging import BY_LEVELS
-from vmi_inside.control.controls import Controls
+from vmi_inside.control.gates.hands import GateControls
 from vmi_inside.control.machine import Machine
 from vmi_inside.errors import AttachError, GuestGone, UnknownKernel, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
@@ -47,7 +47,7 @@ class Notice(UserWarning):
     """Something about how a guest was attached to that its user should know: slow memory, a tainted domain."""
 
 
-class Guest(Tables, Controls):
+class Guest(Tables, GateControls):
     """An attached guest. Use it as a context manager, or `close()` it.
 
     Every table is read anew when it is asked for, and raises `GuestGone` when the guest ended or rebooted meanwhile.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.ftrace_ops import FtraceOps
     from vmi_inside.linux.kprobes import Kprobes
     from vmi_inside.linux.memory_info import MemoryInfo
+    from vmi_inside.control.gates.listing import Gates
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.namespaces import ProcessNamespaces
@@ -211,3 +212,4 @@ class Tables:
     tracepoints: Reading[Tracepoints] = Reading(
         "linux.tracepoints:tracepoints", "Functions that are called at tracepoints."
     )
+    gates: Reading[Gates] = Reading("control.gates.listing:gates", "What is denied to whom, and how often it was.")

@@ -114,6 +114,10 @@ class Controls:
         """
         return self._transactions.change(reason, kind, detail or {}, code=code)
 
+    def transaction_lock(self) -> AbstractContextManager[None]:
+        """A block in which no other controller changes the guest, which goes on; a transaction may be made inside."""
+        return self._pausing.locked()
+
     def journal(self) -> list[Entry]:
         """Every change that was made to this guest from this account, the oldest first."""
         return self._transactions.journal.entries()

@@ -15,13 +15,16 @@ from typing import Any, Final
 from vmi_inside.control.boot import boot_identity
 from vmi_inside.control.journal import UNDO, Entry, Journal, Write
 from vmi_inside.control.machine import Debugger
-from vmi_inside.control.pausing import Pausing, uninterrupted
+from vmi_inside.control.pausing import Pause, Pausing, uninterrupted
 from vmi_inside.control.places import KERNEL, Piece, pieces
+from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, GuestGone, NotUndoable, Unsafe, VmiError
 from vmi_inside.kernel import Kernel
 from vmi_inside.memory import WritableMemory
 
 _BYTES_LIMIT: Final = 1 << 20
+#: The longest of x86's.
+_INSTRUCTION: Final = 15
 
 
 class Change:
@@ -85,6 +88,25 @@ class Change:
                     f"a change at {address:#x} of {len(new)} bytes, where other than that many are expected"
                 )
         self._apply(planned)
+
+    def make(self, writes: Iterable[Write]) -> None:
+        """Several writes, of data and of code, as one: each says what it expects (`old`), in which order they are made."""
+        self._apply(list(writes))
+
+    @property
+    def pause(self) -> Pause:
+        """The pause that this change is made in; how long it was is known afterwards."""
+        pause = self._pausing.current
+        if pause is None:
+            raise ControlError("the change is over")
+        return pause
+
+    def nobody_in(self, code: Iterable[tuple[int, int]]) -> None:
+        """Raise `Unsafe` when a vCPU or a waiting task is in one of these ranges (first and last address) of code."""
+        ranges = list(code)
+        who = standing(self.kernel, ranges, self.registers) if ranges else ""
+        if who:
+            raise Unsafe(f"{who}, in code that is about to change; try again")
 
     def _apply(self, planned: Sequence[Write]) -> None:
         """Compare, journal, write, verify. A write whose `old` is empty expects nothing."""
@@ -196,6 +218,12 @@ class Transactions:
                 raise NotUndoable(f"entry {number} was made before the guest rebooted; nothing of it is left to undo")
             reason, code = f"undo of {number}: {entry.reason}", any(one.code for one in entry.writes)
             with self.change(reason, UNDO, {"undoes": number}, code=code) as change:
+                # Where more than an instruction goes, nobody may come back to any of it.
+                change.nobody_in(
+                    (one.address, one.address + len(one.new) - 1)
+                    for one in entry.writes
+                    if one.code and len(one.new) > _INSTRUCTION
+                )
                 try:
                     back = [
                         Write(one.address, one.new, one.old, one.code, one.space) for one in reversed(entry.writes)

@@ -57,15 +57,14 @@ def group_paths(kernel: Kernel, groups: Structs) -> tuple[list[str], Mask]:
     """Paths of `n` cgroups from the root of their hierarchy down, and (n,) bool: which are whole."""
     nodes = groups.follow("kn")
     shown, ok = node_paths(kernel, nodes)
-    ok &= ~groups.fault
-    return [path if address else "" for path, address in zip(shown, groups.address.tolist(), strict=True)], ok
+    return shown, ok & ~groups.fault
 
 
 def node_paths(kernel: Kernel, nodes: Structs) -> tuple[list[str], Mask]:
-    """The paths in their hierarchy of `n` kernfs_nodes, `/` being the root's, and (n,) bool: which are whole."""
-    ok = np.ones(len(nodes), dtype=np.bool_)
+    """The paths of `n` kernfs nodes in their hierarchy, and (n,) bool: which are whole. 0 gives an empty path."""
     node = nodes.address.copy()
-    parts: list[list[str]] = [[] for _ in range(len(nodes))]
+    ok = np.ones(len(node), dtype=np.bool_)
+    parts: list[list[str]] = [[] for _ in range(len(node))]
     row = np.flatnonzero(node)
     for _ in range(DEPTH_LIMIT):
         if not len(row):
@@ -80,4 +79,5 @@ def node_paths(kernel: Kernel, nodes: Structs) -> tuple[list[str], Mask]:
         node[row] = parent
         row = row[(parent != 0) & ~here.fault]
     ok[row] = False
-    return ["/" + "/".join(reversed(part)) for part in parts], ok
+    begun = nodes.address.tolist()
+    return ["/" + "/".join(reversed(part)) if address else "" for part, address in zip(parts, begun, strict=True)], ok

@@ -192,6 +192,10 @@ int main(int argc, char **argv)
 		return nl_dump(argv[2], atoi(argv[3]), atoi(argv[4]), argv[5]);
 	if (!strcmp(mode, "bpf"))
 		list_bpf();
+	if (!strcmp(mode, "echo") && argc == 3)
+		echo(atoi(argv[2]));
+	if (!strcmp(mode, "exercise") && argc == 5)
+		exercise(argv[2], argv[3], atoi(argv[4]));
 	if (!strcmp(mode, "start"))
 		return start(argc - 2, argv + 2);
 	if (!strcmp(mode, "init"))

@@ -34,6 +34,9 @@ int must(int value, const char *what);
 noreturn void agent(const char *path);
 /* Print what bpf(2) tells, and end. */
 noreturn void list_bpf(void);
+/* Answers on that port, and a process that uses it, among much else; see exercise.c. */
+noreturn void echo(int port);
+noreturn void exercise(const char *name, const char *ip, int port);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */
 void start_peer(void);
 scenario tcp, box, confined, signalled, limited, placed, containers;

@@ -1,0 +1,67 @@
+"""What an attached guest can be told about gates: the methods that `Guest` has for them.
+
+Knows which part does what. Nothing is done here itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from vmi_inside.control.controls import Controls
+from vmi_inside.control.gates.placing import Denial, Outcome, Placing, networks
+from vmi_inside.control.gates.rules import Subject
+
+
+class GateControls(Controls):
+    """Operations denied to processes of the guest, and allowed again. Needs `attach(..., writable=True)`.
+
+    Raises what `Controls` does; `ControlError` for what is not there or not known, `Conflict` for what stands already,
+    `Unsafe` when a function of the kernel is traced or hooked by others, `Unsupported` for a kernel without room.
+    """
+
+    def deny(
+        self,
+        operation: str,
+        *,
+        pid: int | None = None,
+        children: bool = False,
+        cgroup: str | None = None,
+        uid: int | None = None,
+        allow: Iterable[str] = (),
+        allow_loopback: bool = False,
+        unix: bool = False,
+        errno: str = "EACCES",
+        force: bool = False,
+        dry_run: bool = False,
+    ) -> Outcome:
+        """Deny an operation (`network`, `exec`, `open`, `module`, `ptrace`, `kill`) to a process, a cgroup or a user.
+
+        The process lives on; what it asks for is refused with `errno` (EACCES or EPERM). `children` holds for its
+        descendants too, those that are born later among them. `allow` are networks that `network` lets through
+        ("10.0.0.0/8"), `unix` denies unix sockets as well. `force` is needed for process 1, kernel threads, uid 0 and
+        the cgroup "/". A dry run writes nothing, and pauses nothing.
+        """
+        subject = Subject(pid, children, cgroup, uid)
+        asked = Denial(operation, subject, networks(allow, loopback=allow_loopback), unix, errno, force)
+        return self._placing.deny(asked, dry=dry_run)
+
+    def allow(
+        self,
+        operation: str | None = None,
+        *,
+        pid: int | None = None,
+        cgroup: str | None = None,
+        uid: int | None = None,
+        dry_run: bool = False,
+    ) -> Outcome:
+        """Take out the gates that deny an operation to a process, a cgroup or a user.
+
+        Without an operation: all of them; with none of pid, cgroup, uid: whomever they are for.
+        """
+        nobody = pid is None and cgroup is None and uid is None
+        return self._placing.allow(operation, None if nobody else Subject(pid, False, cgroup, uid), dry=dry_run)
+
+    @cached_property
+    def _placing(self) -> Placing:
+        return Placing(self)

@@ -1,0 +1,89 @@
+"""Whether anybody stands in code that is about to change: a vCPU, or a task that was interrupted there and waits.
+
+Knows kernel stacks (`task_struct.stack`, `thread.sp`; arch/x86/include/asm/processor.h): what waits there may come back
+to an address that lies on its stack. What changes, and what to do about it, is left to others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from vmi_inside import ragged
+from vmi_inside.errors import NoMember
+from vmi_inside.kernel import Kernel
+from vmi_inside.linux.tasks import PIDTYPE_PID, pids
+from vmi_inside.types import PAGE_MASK, Mask
+
+#: THREAD_SIZE where the types do not tell (arch/x86/include/asm/page_64_types.h).
+_STACK_SIZE: Final = 16 << 10
+_STACK_LIMIT: Final = 1 << 20
+Range = tuple[int, int]
+
+
+def standing(
+    kernel: Kernel, ranges: Sequence[Range], registers: Iterable[Mapping[str, int]], *, tasks: bool = True
+) -> str:
+    """Who stands in one of the ranges (first and last address, both included), in words; empty for nobody.
+
+    `registers` are those of the vCPUs, which must stand still. `tasks` looks through the stacks of all tasks, too, for
+    addresses to come back to: any word that looks like one counts.
+    """
+    stacks: list[Range] = []
+    for number, one in enumerate(registers):
+        if any(low <= one["rip"] <= high for low, high in ranges):
+            return f"vCPU {number} stands at {one['rip']:#x}"
+        stacks.append((one["rsp"], (one["rsp"] | PAGE_MASK) + 1))  # it may be on a stack of interrupts
+    if not tasks:
+        return ""
+    size = _stack_size(kernel)
+    with kernel.operation():
+        _, _, rows = pids(kernel).tasks(kernel, PIDTYPE_PID)
+        # Idle tasks have no number. One that does not run waits in the scheduler, and nowhere else.
+        running = np.array(_running(kernel), dtype=np.uint64)
+        address = np.unique(np.concatenate((rows.address, running)))
+        found = kernel.structs("task_struct", address).fetch("stack", "thread.sp", "pid")
+        base, top = found.pointer("stack"), found.pointer("thread.sp")
+        live = (base != 0) & ~found.fault
+        # Of one that runs `sp` is old, and its stack in use from somewhere: all of it counts.
+        waits = (top - base < np.uint64(size)) & ~np.isin(found.address, running)
+        start = np.where(waits, top, base)[live]
+        length = (base[live] + np.uint64(size) - start).astype(np.int64)
+        start = np.concatenate((start, np.array([low for low, _ in stacks], dtype=np.uint64)))
+        length = np.concatenate((length, np.array([high - low for low, high in stacks], dtype=np.int64)))
+        read = ragged.gather(kernel.space, start & ~np.uint64(7), np.minimum(length, _STACK_LIMIT))
+        words, owner, _ = read.words()
+    hit: Mask = np.zeros(len(words), dtype=np.bool_)
+    for low, high in ranges:
+        hit |= (words >= np.uint64(low)) & (words <= np.uint64(high))
+    if not hit.any():
+        return ""
+    row, at = int(owner[hit][0]), int(words[hit][0])
+    named = found["pid"][live]
+    return (
+        f"task {named[row]} may come back to {at:#x}" if row < len(named) else f"an interrupt may come back to {at:#x}"
+    )
+
+
+def _stack_size(kernel: Kernel) -> int:
+    try:
+        return min(kernel.struct("thread_union").size or _STACK_SIZE, _STACK_LIMIT)
+    except NoMember:
+        return _STACK_SIZE
+
+
+def current_offset(kernel: Kernel) -> int:
+    """Where each CPU has the pointer to the task that it runs, relative to its per-CPU area.
+
+    `current_task` was per CPU until 6.1 and is again since 6.15; between, it lay in `pcpu_hot`. Raises `NoSymbol`.
+    """
+    at = kernel.profile.find_symbol("current_task")
+    return at if at is not None else kernel.symbol("pcpu_hot") + kernel.struct("pcpu_hot").member("current_task").offset
+
+
+def _running(kernel: Kernel) -> list[int]:
+    """The task that each CPU runs."""
+    raw, ok = kernel.space.gather(kernel.percpu_offset + np.uint64(current_offset(kernel)), 8)
+    return [value for value, good in zip(raw.view("<u8")[:, 0].tolist(), ok.tolist(), strict=True) if good and value]
