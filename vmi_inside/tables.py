@@ -10,20 +10,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
-    from vmi_inside.linux.containers import Containers
-    from vmi_inside.linux.credentials import ProcessCredentials
-    from vmi_inside.linux.environments import ProcessEnvs
-    from vmi_inside.linux.limits import ProcessLimits
+    from vmi_inside.control.gates.listing import Gates
+    from vmi_inside.linux.block_devices import BlockDevices
     from vmi_inside.linux.bpf_links import BpfLinks
     from vmi_inside.linux.bpf_maps import BpfMaps
     from vmi_inside.linux.bpf_programs import BpfPrograms
+    from vmi_inside.linux.containers import Containers
+    from vmi_inside.linux.credentials import ProcessCredentials
+    from vmi_inside.linux.environments import ProcessEnvs
     from vmi_inside.linux.ftrace_functions import FtraceFunctions
     from vmi_inside.linux.ftrace_ops import FtraceOps
+    from vmi_inside.linux.kernel_info import KernelInfo
+    from vmi_inside.linux.kernel_keys import KernelKeys
+    from vmi_inside.linux.kernel_log import KernelLog
     from vmi_inside.linux.kprobes import Kprobes
+    from vmi_inside.linux.limits import ProcessLimits
     from vmi_inside.linux.memory_info import MemoryInfo
-    from vmi_inside.control.gates.listing import Gates
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
+    from vmi_inside.linux.mounts import Mounts
     from vmi_inside.linux.namespaces import ProcessNamespaces
     from vmi_inside.linux.network.addresses import InterfaceAddresses
     from vmi_inside.linux.network.hooks import NetfilterHooks
@@ -33,17 +38,8 @@ if TYPE_CHECKING:
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.process_memory import ProcessMemory
     from vmi_inside.linux.processes import Processes
-    from vmi_inside.linux.signals import ProcessSignals
-    from vmi_inside.linux.block_devices import BlockDevices
-    from vmi_inside.linux.kernel_info import KernelInfo
-    from vmi_inside.linux.kernel_keys import KernelKeys
-    from vmi_inside.linux.kernel_log import KernelLog
-    from vmi_inside.linux.memory_map import MemoryMap
-    from vmi_inside.linux.modules import KernelModules
-    from vmi_inside.linux.mounts import Mounts
-    from vmi_inside.linux.open_files import OpenFiles
-    from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.resources import Resources
+    from vmi_inside.linux.signals import ProcessSignals
     from vmi_inside.linux.slab_caches import SlabCaches
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.stacks import ProcessStack
@@ -196,6 +192,7 @@ class Tables:
     )
     netfilter_hooks: Reading[NetfilterHooks] = Reading(
         "linux.network.hooks:netfilter_hooks", "Functions on netfilter's hooks, of all network namespaces."
+    )
     memory_info: Reading[MemoryInfo] = Reading("linux.memory_info:memory_info", "What the system's memory is used for.")
     slab_caches: Reading[SlabCaches] = Reading("linux.slab_caches:slab_caches", "The kernel's slab caches.")
     process_memory: Reading[ProcessMemory] = ReadingOfProcesses(

@@ -50,23 +50,19 @@ def address(value: int) -> str:
     return f"{value:#x}"
 
 
+#: Sets of capabilities and of signals, as numbers.
+_MASKS: Final = (
+    "inheritable", "permitted", "effective", "bounding", "ambient", "pending", "shared", "blocked", "ignored", "caught",
+)  # fmt: skip
 _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
     **dict.fromkeys(("resident_size", "total_size", "memory"), size),
-    **dict.fromkeys(("start_time", "boot_time", "load_time", "clock"), moment),
+    **dict.fromkeys(("start_time", "boot_time", "load_time", "clock", "time"), moment),
     **dict.fromkeys(("user_time", "system_time"), duration),
-    **dict.fromkeys(("address", "kaslr_offset"), address),
     **dict.fromkeys(
-        (f"{name}_mask" for name in (
-            "inheritable", "permitted", "effective", "bounding", "ambient",
-            "pending", "shared", "blocked", "ignored", "caught",
-        )), address,
+        ("address", "kaslr_offset", "pointer", "jited_address", "data_address", "probed", "trampoline", "value"),
+        address,
     ),
-}  # fmt: skip
-    **dict.fromkeys(("address", "kaslr_offset", "pointer"), address),
-    **dict.fromkeys(("address", "jited_address", "data_address", "probed", "trampoline", "kaslr_offset"), address),
-    **dict.fromkeys(("start_time", "boot_time", "clock", "time"), moment),
-    **dict.fromkeys(("user_time", "system_time"), duration),
-    **dict.fromkeys(("address", "kaslr_offset", "value"), address),
+    **dict.fromkeys((f"{name}_mask" for name in _MASKS), address),
 }
 
 

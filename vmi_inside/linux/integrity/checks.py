@@ -53,9 +53,7 @@ DETECTORS: Final = {
     "functions": Detector(functions.function_entries, "functions of the kernel that begin with a jump away"),
     "hooks": Detector(hooks.hooks, "kprobes, ftrace, eBPF, security and netfilter hooks whose function is nobody's"),
     "credentials": Detector(credentials.forged_credentials, "credentials that no honest way leads to"),
-    "disguises": Detector(
-        disguises.disguised_processes, "processes that look like kernel threads or run from no file"
-    ),
+    "disguises": Detector(disguises.disguised_processes, "processes that look like kernel threads or run from no file"),
     "user-code": Detector(user_code.user_code, "code in processes that no file came with"),
     "rights": Detector(permissions.page_rights, "kernel pages that are writable and executable; code that is writable"),
 }
