@@ -24,4 +24,4 @@ def test_errors_while_learning(
 
     monkeypatch.setattr(guest, "learn", learn)
     with pytest.raises(kind, match="web01: "):
-        guest._learned("web01", None, live=True)
+        guest._learned("web01", None, None, live=True)

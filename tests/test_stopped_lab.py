@@ -89,3 +89,22 @@ def test_out_of_memory(lab_fresh: Boot) -> None:
     assert "dd" in after.values()
     with pytest.raises(LabError, match="no answer"):
         guest.ask("echo alive", timeout=2)
+
+
+def test_spinning_with_interrupts_off(lab_fresh: Boot) -> None:
+    """The only processor hangs in the kernel for good: no timer, no console, no agent."""
+    guest = lab_fresh(vcpus=1, workload="tree,tcp,unix")
+    told = inside(guest)
+    guest.ask("sync")
+    with guest.attach(writable=True) as seen:
+        entry = seen.kernel.symbol("__x64_sys_sync")
+        with seen.transaction("a processor that hangs") as change:
+            change.code(entry, b"\xfa\xf3\x90\xeb\xfc")  # cli; pause; jmp to the pause
+    guest.ask("(sleep 0.3; sync) >/dev/null 2>&1 &")
+    time.sleep(3)
+    with pytest.raises(LabError, match="no answer"):
+        guest.ask("echo alive", timeout=2)
+    with guest.attach() as seen:
+        compare(seen, told)
+        running = [row.name for row in seen.processes(columns=("name", "state")) if row.state == "R"]
+        assert "sync" in running

@@ -99,7 +99,7 @@ class LabGuest:
         while time.monotonic() < deadline:
             if not alive(self.pid):
                 raise BootFailed(f"{self.name}: QEMU ended while booting; its console said:\n{self.console_tail()}")
-            if "Oops: " in self.console_tail(1 << 16):
+            if any(word in self.console_tail(1 << 16) for word in ("Oops: ", "Kernel panic")):
                 raise BootFailed(f"{self.name}: the kernel faulted while booting; it said:\n{self.console_tail()}")
             if "lab: ready" in self.console_tail(1 << 16):
                 self.ask("test -e /run/ready", deadline - time.monotonic())
