@@ -62,8 +62,15 @@ def test_every_stack(guest: LabGuest) -> None:
             return {tid: (told[tid], found[tid]) for tid in told.keys() & found.keys() if told[tid] != found[tid]}
 
         assert lasting(guest, differences) == {}
-        names = {symbol.partition("+")[0] for stack in outside(seen).values() for symbol in stack}
-        assert {"do_wait", "kthreadd", "do_nanosleep", "ptrace_stop", "pipe_read"} & names
+        by_tid = dict(zip(threads.tid.tolist(), threads.name.tolist(), strict=True))
+        stacks = {by_tid[tid]: stack for tid, stack in outside(seen).items() if tid in by_tid}
+        assert any(symbol.endswith(" [sctp]") for symbol in stacks["wait-module"])
+        waits = {name: stack[0].partition("+")[0] for name, stack in stacks.items()}
+        assert {waits[f"wait-{name}"] for name in ("poll", "select", "epoll", "message", "lock")} <= {
+            "do_sys_poll", "do_poll", "do_select", "poll_schedule_timeout", "poll_schedule_timeout.constprop.0",
+            "ep_poll", "do_epoll_wait", "do_msgrcv", "__x64_sys_flock", "__do_sys_flock", "flock_lock_inode_wait",
+            "locks_lock_inode_wait",
+        }  # fmt: skip
         one = seen.process_stack(["tid", "symbol"], pids=[2])
         assert one.columns == ("tid", "symbol", "fault")
         assert set(one.tid.tolist()) == {2}
@@ -85,3 +92,25 @@ def test_a_scan_finds_what_was_called_and_more(guest: LabGuest) -> None:
             mine = iter(loose.address[loose.owner == row].tolist())
             missed += not all(each in mine for each in exact.address[exact.owner == row].tolist())
         assert missed <= 3  # which ran in between
+
+
+def test_wait_channels(guest: LabGuest) -> None:
+    with guest.attach() as seen:
+
+        def differences() -> dict[Any, object]:
+            told = guest.ask(
+                "cd /proc; for i in [0-9]*; do echo $i $(cat $i/wchan); done 2>/dev/null; true", timeout=120
+            )
+            words = (line.split() for line in told.splitlines())
+            channels = {int(each[0]): each[1] for each in words if len(each) == 2}
+            table = seen.processes(["pid", "name", "wchan", "kernel_thread"])
+            assert set(table.fault.tolist()) == {""}
+            return {
+                row.pid: (row, channels[row.pid]) for row in table if row.pid in channels and not row.kernel_thread
+                and row.wchan != channels[row.pid].replace("0", "", channels[row.pid] == "0")
+            }  # fmt: skip
+
+        if guest.shape.kernel != "5.10-cloud":  # which follows frame pointers that are not there
+            assert lasting(guest, differences) == {}
+        rows = seen.threads(["name", "wchan"])
+        assert {row.wchan for row in rows if row.name.startswith("worker-")} & {"__do_sys_pause", "__ia32_sys_pause"}

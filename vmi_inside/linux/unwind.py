@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmi_inside import ragged
-from vmi_inside.errors import ProfileError, Unsupported
+from vmi_inside.errors import NoSymbol, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import orc
 from vmi_inside.linux.code import Code
+from vmi_inside.linux.view import TaskColumn, View
 from vmi_inside.structs import Structs
+from vmi_inside.table import Text
 from vmi_inside.types import I64, U64, Mask
 
 #: Frames of one stack: MAX_STACK_TRACE_DEPTH of /proc/PID/stack.
@@ -29,6 +31,9 @@ _STEP_LIMIT: Final = 2 * FRAME_LIMIT
 #: THREAD_SIZE (arch/x86/include/asm/page_64_types.h).
 _STACK_SIZE: Final = 16 << 10
 _KASAN_STACK_SIZE: Final = 32 << 10
+#: What is no fault of a stack: its task was not asleep.
+RUNS: Final = "runs: its stack is on a processor"
+RAN: Final = "ran while it was read"
 #: Members of the task that must be there.
 MEMBERS: Final = ("stack", "thread.sp", "on_cpu")
 _EIGHT: Final = np.uint64(8)
@@ -63,7 +68,7 @@ class _Stacks:
         self._words = self._got.data.view("<u8") if len(self._got.data) else np.zeros(1, dtype=np.uint64)
         self.usable = taken & self._got.ok
         self.faults = [
-            (self.there & running, "runs: its stack is on a processor"),
+            (self.there & running, RUNS),
             (self.there & ~running & ~self.sane, "stack pointer outside of its stack"),
             (taken & ~self._got.ok, "stack unreadable"),
         ]
@@ -89,14 +94,37 @@ def frames(kernel: Kernel, tasks: Structs, code: Code, *, only_first: bool = Fal
     """
     tasks.fetch(*MEMBERS)
     stacks = _Stacks(kernel, tasks)
+    if not stacks.usable.any():
+        return Frames(stacks.low[:0], np.zeros(0, dtype=np.int64), "orc", stacks.faults)
     try:
         found = _Unwinder(kernel, tasks, stacks, orc.Orc(kernel, code), code).run(only_first)
     except (ProfileError, Unsupported):
         found = _scan(kernel, stacks, code, only_first)
     later = kernel.structs(tasks.type, tasks.address).fetch(*MEMBERS)
     moved = (later.pointer("thread.sp") != stacks.low) | (later.number("on_cpu") != 0)
-    found.faults += [*stacks.faults, (moved & stacks.usable, "ran while it was read")]
+    found.faults += [*stacks.faults, (moved & stacks.usable, RAN)]
     return found
+
+
+def wait_channel(view: View) -> Text:
+    """The function (n,) that each task waits in, beneath the scheduler (`get_wchan`); empty for what runs or is dead.
+
+    Raises `NoSymbol` where the kernel cannot be unwound.
+    """
+    code = Code(view.kernel)
+    found = frames(view.kernel, view.tasks, code, only_first=True)
+    if found.how != "orc":
+        raise NoSymbol("__start_orc_unwind")
+    for which, word in found.faults:
+        if word not in (RUNS, RAN):
+            view.faults.mark(which, word)
+    out = np.full(len(view.tasks), "", dtype=object)
+    out[found.owner] = [name.partition("+")[0] for name in code.symbols(found.address, returns=True).tolist()]
+    return out
+
+
+#: The column of processes and threads.
+COLUMNS: Final[dict[str, TaskColumn[View]]] = {"wchan": TaskColumn(wait_channel, MEMBERS)}
 
 
 class _Unwinder:

@@ -394,5 +394,6 @@ const struct entry process_scenarios[] = {
 	{ "limited", limited, 0 },
 	{ "placed", placed, 0 },
 	{ "containers", containers, 0 },
+	{ "blocked", blocked, 0 },
 	{ 0 },
 };

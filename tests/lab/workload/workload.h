@@ -34,6 +34,6 @@ int must(int value, const char *what);
 noreturn void agent(const char *path);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */
 void start_peer(void);
-scenario tcp, box, confined, signalled, limited, placed, containers;
+scenario tcp, box, confined, signalled, limited, placed, containers, blocked;
 
 #endif
