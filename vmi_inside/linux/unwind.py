@@ -24,16 +24,15 @@ from vmi_inside.structs import Structs
 from vmi_inside.table import Text
 from vmi_inside.types import I64, U64, Mask
 
-#: Frames of one stack: MAX_STACK_TRACE_DEPTH of /proc/PID/stack.
-FRAME_LIMIT: Final = 64
-#: Steps for one stack: frames of the scheduler are not shown.
-_STEP_LIMIT: Final = 2 * FRAME_LIMIT
+#: Frames of one stack, the scheduler's among them: twice as many as /proc/PID/stack shows (MAX_STACK_TRACE_DEPTH).
+FRAME_LIMIT: Final = 128
 #: THREAD_SIZE (arch/x86/include/asm/page_64_types.h).
 _STACK_SIZE: Final = 16 << 10
 _KASAN_STACK_SIZE: Final = 32 << 10
 #: What is no fault of a stack: its task was not asleep.
 RUNS: Final = "runs: its stack is on a processor"
 RAN: Final = "ran while it was read"
+_CUT: Final = "stack cut: too many frames"
 #: Members of the task that must be there.
 MEMBERS: Final = ("stack", "thread.sp", "on_cpu")
 _EIGHT: Final = np.uint64(8)
@@ -155,19 +154,17 @@ class _Unwinder:
     def run(self, only_first: bool) -> Frames:
         addresses: list[U64] = []
         owners: list[NDArray[np.intp]] = []
-        shown = np.zeros(len(self.ip), dtype=np.int64)
-        for _ in range(_STEP_LIMIT):
+        for _ in range(FRAME_LIMIT):
             if not len(self.live):
                 break
-            seen = self.live[~_within(self.ip[self.live], self._schedules)]
+            hidden = _within(self.ip[self.live], self._schedules)
+            seen = self.live[~hidden]
             addresses.append(self.ip[seen])
             owners.append(seen)
-            shown[seen] += 1
             if only_first:
-                self.live = self.live[shown[self.live] == 0]
-            self.live = self.live[shown[self.live] < FRAME_LIMIT]
+                self.live = self.live[hidden]
             self._step()
-        self._cut(self.live, "stack cut: too many frames")
+        self._cut(self.live, _CUT)
         address, owner = np.concatenate([*addresses, self.ip[:0]]), np.concatenate([*owners, self.live[:0]])
         order = np.argsort(owner, kind="stable")
         faults = []
@@ -253,7 +250,9 @@ def _scan(kernel: Kernel, stacks: _Stacks, code: Code, only_first: bool) -> Fram
     first = np.flatnonzero(np.diff(owner, prepend=-1)) if len(owner) else owner
     within = np.arange(len(owner)) - np.repeat(first, np.diff(first, append=len(owner)))
     kept = within < (1 if only_first else FRAME_LIMIT)
-    return Frames(word[kept], owner[kept], "scan")
+    cut = np.zeros(len(stacks.low), dtype=np.bool_)
+    cut[owner[within == FRAME_LIMIT]] = True
+    return Frames(word[kept], owner[kept], "scan", [(cut, _CUT)])
 
 
 def _scheduler(kernel: Kernel) -> tuple[int, int]:
