@@ -84,7 +84,8 @@ class _View(View):
         step = member.type.target
         at = step.member("sa.sa_handler").offset
         count = min(member.type.count, _LAST)
-        raw = np.ascontiguousarray(tables["action"]).reshape(len(tables), -1, step.size)[:, :count, at : at + 8]
+        each = np.ascontiguousarray(tables["action"]).reshape(len(tables), member.type.count, step.size)
+        raw = each[:, :count, at : at + 8]
         handler = np.ascontiguousarray(raw).view("<u8")[:, :, 0]
         bits = np.uint64(1) << np.arange(count, dtype=np.uint64)
         ignored = np.where(handler == _SIG_IGN, bits, np.uint64(0)).sum(axis=1, dtype=np.uint64)
