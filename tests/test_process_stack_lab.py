@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.lab.guest import LabGuest
-from tests.test_process_details_lab import KERNELS, lasting
+from tests.proc import lasting
 from vmi_inside.linux import unwind
 from vmi_inside.linux.code import Code
 from vmi_inside.linux.tasks import PIDTYPE_PID
 from vmi_inside.linux.view import View, process_view
-
-
-@pytest.fixture(params=KERNELS)
-def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
-    return lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
 
 
 def inside(guest: LabGuest) -> dict[int, list[str]]:
@@ -47,21 +40,21 @@ def outside(seen: Any) -> dict[int, list[str]]:
     return found
 
 
-def test_every_stack(guest: LabGuest) -> None:
-    with guest.attach() as seen:
+def test_every_stack(lab_each: LabGuest) -> None:
+    with lab_each.attach() as seen:
         threads = seen.threads(["tid", "name"])
-        # RCU's own thread waits otherwise while the guest is asked than when it is left alone.
+        # RCU's own thread waits otherwise while the lab_each is asked than when it is left alone.
         asked = [row.tid for row in threads if row.name in ("rcu_sched", "rcu_preempt")]
 
         def differences() -> dict[Any, object]:
-            told, found = inside(guest), outside(seen)
+            told, found = inside(lab_each), outside(seen)
             for tid in asked:
                 told.pop(tid, None)
             assert len(told.keys() & found.keys()) > 280
             assert sum(map(len, found.values())) > 1000
             return {tid: (told[tid], found[tid]) for tid in told.keys() & found.keys() if told[tid] != found[tid]}
 
-        assert lasting(guest, differences) == {}
+        assert lasting(lab_each, differences) == {}
         by_tid = dict(zip(threads.tid.tolist(), threads.name.tolist(), strict=True))
         stacks = {by_tid[tid]: stack for tid, stack in outside(seen).items() if tid in by_tid}
         assert any(symbol.endswith(" [sctp]") for symbol in stacks["wait-module"])
@@ -77,8 +70,8 @@ def test_every_stack(guest: LabGuest) -> None:
         assert one.symbol[0].startswith("kthreadd+")
 
 
-def test_a_scan_finds_what_was_called_and_more(guest: LabGuest) -> None:
-    with guest.attach() as seen, seen.kernel.operation():
+def test_a_scan_finds_what_was_called_and_more(lab_each: LabGuest) -> None:
+    with lab_each.attach() as seen, seen.kernel.operation():
         kernel = seen.kernel
         view = process_view(kernel, None, unwind.MEMBERS, View, PIDTYPE_PID)
         code = Code(kernel)
@@ -94,11 +87,11 @@ def test_a_scan_finds_what_was_called_and_more(guest: LabGuest) -> None:
         assert missed <= 3  # which ran in between
 
 
-def test_wait_channels(guest: LabGuest) -> None:
-    with guest.attach() as seen:
+def test_wait_channels(lab_each: LabGuest) -> None:
+    with lab_each.attach() as seen:
 
         def differences() -> dict[Any, object]:
-            told = guest.ask(
+            told = lab_each.ask(
                 "cd /proc; for i in [0-9]*; do echo $i $(cat $i/wchan); done 2>/dev/null; true", timeout=120
             )
             words = (line.split() for line in told.splitlines())
@@ -110,7 +103,7 @@ def test_wait_channels(guest: LabGuest) -> None:
                 and row.wchan != channels[row.pid].replace("0", "", channels[row.pid] == "0")
             }  # fmt: skip
 
-        if guest.shape.kernel != "5.10-cloud":  # which follows frame pointers that are not there
-            assert lasting(guest, differences) == {}
+        if lab_each.shape.kernel != "5.10-cloud":  # which follows frame pointers that are not there
+            assert lasting(lab_each, differences) == {}
         rows = seen.threads(["name", "wchan"])
         assert {row.wchan for row in rows if row.name.startswith("worker-")} & {"__do_sys_pause", "__ia32_sys_pause"}
