@@ -11,6 +11,7 @@ from tests.lab.guest import LabGuest
 from tests.proc import lasting
 from vmi_inside.linux import unwind
 from vmi_inside.linux.code import Code
+from vmi_inside.linux.sleeping import MEMBERS, Stacks
 from vmi_inside.linux.tasks import PIDTYPE_PID
 from vmi_inside.linux.view import View, process_view
 
@@ -73,10 +74,10 @@ def test_every_stack(lab_each: LabGuest) -> None:
 def test_a_scan_finds_what_was_called_and_more(lab_each: LabGuest) -> None:
     with lab_each.attach() as seen, seen.kernel.operation():
         kernel = seen.kernel
-        view = process_view(kernel, None, unwind.MEMBERS, View, PIDTYPE_PID)
+        view = process_view(kernel, None, MEMBERS, View, PIDTYPE_PID)
         code = Code(kernel)
         exact = unwind.frames(kernel, view.tasks, code)
-        stacks = unwind._Stacks(kernel, view.tasks)
+        stacks = Stacks(kernel, view.tasks)
         loose = unwind._scan(kernel, stacks, code, False)
         assert (exact.how, loose.how) == ("orc", "scan")
         assert len(loose.address) > len(exact.address)
