@@ -104,6 +104,19 @@ def lab_guest(lab_boot: Boot) -> LabGuest:
     return lab_boot()
 
 
+@pytest.fixture(scope="session", params=("6.1-cloud", "5.10-cloud", "6.12-cloud", "new-cloud"))
+def lab_kernel(request: pytest.FixtureRequest) -> str:
+    """The name of one kernel after the other; all tests that ask for it run on one before the next is booted."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def lab_each(lab_boot: Boot, lab_kernel: str) -> LabGuest:
+    """A guest of each kernel in turn, of the common shape."""
+    return lab_boot(kernel=lab_kernel)
+
+
 @pytest.fixture
 def lab_fresh(lab: Daemon) -> Iterator[Boot]:
     """Boots guests for one test alone, which may stop, reboot or destroy them."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-
-import pytest
 
 from tests.lab.guest import LabGuest
-from tests.test_process_details_lab import KERNELS, whole
+from tests.proc import whole
 
 HEX = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789ab"
 POD = "6f3a2c1d-aaaa-bbbb-cccc-0123456789ab"
@@ -34,17 +31,12 @@ UNITS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=KERNELS)
-def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
-    return lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
-
-
-def test_containers_of_every_kind(guest: LabGuest) -> None:
-    told = guest.ask("cd /proc; grep -aH '' [0-9]*/cgroup 2>/dev/null; true", timeout=120)
+def test_containers_of_every_kind(lab_each: LabGuest) -> None:
+    told = lab_each.ask("cd /proc; grep -aH '' [0-9]*/cgroup 2>/dev/null; true", timeout=120)
     groups: dict[int, set[str]] = {}
     for pid, path in re.findall(r"^(\d+)/cgroup:\d+:[^:]*:(.*)$", told, re.MULTILINE):
         groups.setdefault(int(pid), set()).add(path)
-    with guest.attach() as seen:
+    with lab_each.attach() as seen:
         table = whole(seen.containers())
         assert {row.init: (row.runtime, row.name, row.pod, row.processes) for row in table} == {
             name: expected[:4] for name, expected in EXPECTED.items()
@@ -52,7 +44,7 @@ def test_containers_of_every_kind(guest: LabGuest) -> None:
         for row in table:
             assert row.cgroup_path.endswith(EXPECTED[row.init][4])
             assert row.cgroup_path in groups[row.pid]
-            links = guest.ask(f"ls -l /proc/{row.pid}/ns/")
+            links = lab_each.ask(f"ls -l /proc/{row.pid}/ns/")
             for kind in ("pid", "net", "mnt"):
                 assert f"{kind}:[{getattr(row, f'{kind}_namespace')}]" in links
             assert row.hostname == ("box" if row.init == "box-init" else "lab")

@@ -165,3 +165,8 @@ def test_a_pid_level_too_deep_to_be() -> None:
     guest.finish()
     table = containers(guest.kernel, ["id", "pid", "processes", "pid_namespace"])
     assert set(table.pid.tolist()) >= {100, 110}
+
+
+def test_no_processes_at_all() -> None:
+    table = containers(LinuxGuest().finish().kernel)
+    assert table.to_dicts() == []

@@ -236,6 +236,7 @@ def test_addresses_lead_back_to_symbols() -> None:
     assert symbols.at(0) == (1, 0)
     assert symbols.at(15) == (1, 15)
     assert symbols.at(20) == (3, 4)  # the global one of two at one address
+    assert symbols.at(20, first=True) == (2, 4)
     assert symbols.at(-1) is None
 
 

@@ -3,68 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
-
 from tests.lab.guest import LabGuest
+from tests.proc import lasting, lines, status, whole
 from vmi_inside.linux.credentials import CAPABILITIES, capability
 from vmi_inside.linux.signals import signal_name
-from vmi_inside.table import Table
 
-KERNELS = ("6.1-cloud", "5.10-cloud", "6.12-cloud", "new-cloud")
 UNLIMITED = (1 << 64) - 1
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
-@pytest.fixture(params=KERNELS)
-def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
-    return lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
-
-
-def whole(table: Table) -> Table:
-    """A table in which nothing is marked."""
-    assert table.notes == ()
-    assert set(table.fault.tolist()) <= {""}
-    return table
-
-
-def lasting(guest: LabGuest, differences: Callable[[], dict[Any, object]]) -> dict[Any, object]:
-    """What differs, and still does when both sides are asked again: a guest lives on while it is compared.
-
-    The agent and its shell, which live only while they answer, are left out; keys begin with a pid, or are one.
-    """
-    agent = int(guest.ask("echo $PPID"))
-    first = differences()
-    again = differences() if first else {}
-    both = first.keys() & again.keys()
-    return {key: again[key] for key in both if (key[0] if isinstance(key, tuple) else key) != agent}
-
-
-def status(guest: LabGuest) -> dict[int, dict[str, str]]:
-    """/proc/PID/status, by pid and name."""
-    found: dict[int, dict[str, str]] = {}
-    for line in guest.ask("cd /proc; grep -aH : [0-9]*/status 2>/dev/null; true", timeout=120).splitlines():
-        match = re.match(r"(\d+)/status:(\w+):\s*(.*)", line)
-        if match:
-            found.setdefault(int(match[1]), {}).setdefault(match[2], match[3].rstrip())
-    return {pid: told for pid, told in found.items() if "CapAmb" in told}
-
-
-def lines(guest: LabGuest, name: str) -> dict[int, str]:
-    """The first line of a file of /proc/PID, by pid."""
-    told = guest.ask(f"cd /proc; grep -aHm1 '' [0-9]*/{name} 2>/dev/null; true", timeout=120)
-    found = (re.match(rf"(\d+)/{name}:(.*)", line) for line in told.splitlines())
-    return {int(match[1]): match[2].rstrip("\0") for match in found if match}
-
-
-def test_environments(guest: LabGuest) -> None:
-    with guest.attach() as seen:
+def test_environments(lab_each: LabGuest) -> None:
+    with lab_each.attach() as seen:
 
         def differences() -> dict[Any, object]:
             # busybox's head marks where each file begins; no variable here has such a line in it
-            told = guest.ask("cd /proc; head -v -c 300000 [0-9]*/environ 2>/dev/null; true", timeout=120)
+            told = lab_each.ask("cd /proc; head -v -c 300000 [0-9]*/environ 2>/dev/null; true", timeout=120)
             parts = re.findall(r"^==> (\d+)/environ <==\n(.*?)(?=^\n?==> \d+/environ <==\n|\Z)", told, re.M | re.S)
             inside = {int(pid): [part for part in text.rstrip("\n").split("\0") if part] for pid, text in parts}
             outside: dict[int, list[str]] = {pid: [] for pid in inside}
@@ -74,14 +29,14 @@ def test_environments(guest: LabGuest) -> None:
             return {pid: (inside.get(pid), outside.get(pid)) for pid in inside | outside
                     if inside.get(pid, []) != outside.get(pid)}  # fmt: skip
 
-        assert lasting(guest, differences) == {}
+        assert lasting(lab_each, differences) == {}
         few = seen.process_envs(["key", "value"], pids=[1])
         assert ("HOME", "/root", "") in set(few)
 
 
-def test_namespaces(guest: LabGuest) -> None:
+def test_namespaces(lab_each: LabGuest) -> None:
     def inside() -> dict[int, dict[str, int]]:
-        told = guest.ask("cd /proc; ls -l [0-9]*/ns/ 2>/dev/null; true", timeout=120)
+        told = lab_each.ask("cd /proc; ls -l [0-9]*/ns/ 2>/dev/null; true", timeout=120)
         found: dict[int, dict[str, int]] = {}
         pid = 0
         for line in told.splitlines():
@@ -92,10 +47,10 @@ def test_namespaces(guest: LabGuest) -> None:
                 found[pid][match[1]] = int(match[3])
         return found
 
-    with guest.attach() as seen:
+    with lab_each.attach() as seen:
 
         def differences() -> dict[Any, object]:
-            told, numbers = inside(), status(guest)
+            told, numbers = inside(), status(lab_each)
             wrong: dict[Any, object] = {}
             for row in whole(seen.process_namespaces()):
                 if row.pid not in told or row.pid not in numbers:
@@ -107,13 +62,13 @@ def test_namespaces(guest: LabGuest) -> None:
                     wrong[row.pid, "pid"] = (row, numbers[row.pid]["NSpid"])
             return wrong
 
-        assert lasting(guest, differences) == {}
+        assert lasting(lab_each, differences) == {}
         table = seen.process_namespaces()
         for kind in ("mnt", "net", "pid", "user", "uts", "ipc"):
             assert len(set(table.column(f"{kind}_namespace").tolist()) - {0}) > 1, kind
 
 
-def test_credentials(guest: LabGuest) -> None:
+def test_credentials(lab_each: LabGuest) -> None:
     def mine(row: Any) -> dict[str, str]:
         return {
             "Uid": f"{row.uid}\t{row.euid}\t{row.suid}\t{row.fsuid}",
@@ -129,11 +84,11 @@ def test_credentials(guest: LabGuest) -> None:
             "Seccomp_filters": str(row.seccomp_filters),
         }
 
-    with guest.attach() as seen:
+    with lab_each.attach() as seen:
 
         def differences() -> dict[Any, object]:
-            told = status(guest)
-            more = {name: lines(guest, name) for name in ("attr/current", "loginuid", "sessionid")}
+            told = status(lab_each)
+            more = {name: lines(lab_each, name) for name in ("attr/current", "loginuid", "sessionid")}
             wrong: dict[Any, object] = {}
             table = whole(seen.process_credentials())
             assert len(told.keys() & set(table.pid.tolist())) > 250
@@ -150,7 +105,7 @@ def test_credentials(guest: LabGuest) -> None:
                     wrong[row.pid, "label"] = (row.label, more["attr/current"].get(row.pid))
             return wrong
 
-        assert lasting(guest, differences) == {}
+        assert lasting(lab_each, differences) == {}
         rows = {row.name: row for row in seen.process_credentials()}
         some = rows["some-caps"]
         assert (some.inheritable, some.ambient) == ("cap_chown,cap_net_raw", "cap_net_raw")
@@ -168,9 +123,9 @@ def test_credentials(guest: LabGuest) -> None:
         assert capability(99) == "99"
 
 
-def test_limits(guest: LabGuest) -> None:
+def test_limits(lab_each: LabGuest) -> None:
     def inside() -> dict[tuple[int, str], tuple[int, int, str]]:
-        told = guest.ask("cd /proc; grep -aH ^Max [0-9]*/limits 2>/dev/null; true", timeout=120)
+        told = lab_each.ask("cd /proc; grep -aH ^Max [0-9]*/limits 2>/dev/null; true", timeout=120)
         found = {}
         for line in told.splitlines():
             head, _, rest = line.partition(":")
@@ -180,7 +135,7 @@ def test_limits(guest: LabGuest) -> None:
             found[pid, name] = (number[0], number[1], unit[0] if unit else "")
         return found
 
-    with guest.attach() as seen:
+    with lab_each.attach() as seen:
 
         def differences() -> dict[Any, object]:
             told = inside()
@@ -189,19 +144,19 @@ def test_limits(guest: LabGuest) -> None:
             return {key: (told.get(key), outside.get(key)) for key in told | outside
                     if told.get(key) != outside.get(key)}  # fmt: skip
 
-        assert lasting(guest, differences) == {}
+        assert lasting(lab_each, differences) == {}
         table = seen.process_limits()
         mine = {row.resource: (row.soft, row.hard) for row in table.where(table.name == "limited")}
         assert mine["Max open files"] == (77, 88)
         assert mine["Max core file size"] == (UNLIMITED, UNLIMITED)
 
 
-def test_signals(guest: LabGuest) -> None:
+def test_signals(lab_each: LabGuest) -> None:
     names = {"SigPnd": "pending", "ShdPnd": "shared", "SigBlk": "blocked", "SigIgn": "ignored", "SigCgt": "caught"}
-    with guest.attach() as seen:
+    with lab_each.attach() as seen:
 
         def differences() -> dict[Any, object]:
-            told = status(guest)
+            told = status(lab_each)
             table = whole(seen.process_signals())
             assert len(told.keys() & set(table.pid.tolist())) > 250
             wrong: dict[Any, object] = {}
@@ -218,7 +173,7 @@ def test_signals(guest: LabGuest) -> None:
                     wrong[row.pid, "tracer"] = (row.tracer, told[row.pid]["TracerPid"])
             return wrong
 
-        assert lasting(guest, differences) == {}
+        assert lasting(lab_each, differences) == {}
         rows = {row.name: row for row in seen.process_signals()}
         one = rows["signals"]
         assert (one.pending, one.shared, one.blocked) == ("RTMIN+3", "USR1", "USR1,RTMIN+3")

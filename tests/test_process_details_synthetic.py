@@ -15,6 +15,7 @@ from vmi_inside.linux.environments import process_envs
 from vmi_inside.linux.limits import process_limits
 from vmi_inside.linux.namespaces import process_namespaces
 from vmi_inside.linux.signals import process_signals
+from vmi_inside.linux.stacks import process_stack
 
 KINDS = pytest.mark.parametrize(
     "kind", [{}, {"levels": 5, "scattered": True}, {"older": True}], ids=["newer", "scattered", "older"]
@@ -271,3 +272,13 @@ def test_a_label_of_very_many_profiles_and_a_mode_that_is_none() -> None:
     assert "label" in row.fault
     assert "seccomp" in row.fault
     assert row.seccomp == ""
+
+
+@pytest.mark.parametrize("read", [*TABLES, process_envs, process_stack])
+def test_no_processes_at_all(read: Any) -> None:
+    guest = crowd()
+    guest.finish()
+    assert len(read(guest.kernel, pids=frozenset((999,)))) == 0
+    assert read(guest.kernel, pids=frozenset((999,))).columns == read(guest.kernel).columns
+    bare = DetailsGuest().finish()
+    assert read(bare.kernel).to_dicts() == []

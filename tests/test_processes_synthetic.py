@@ -94,7 +94,8 @@ def test_every_column(kind: dict[str, Any]) -> None:
         "pid_namespace": 0xEFFFFFFC, "net_namespace": 0xF0000001,
         "cwd": "/home", "root": "/", "on_disk": 1, "tty": "pts/7", "pgroup": 1,
         "session": 1, "container": "", "unit": "", "oom_score_adj": -1000,
-        "policy": "fifo", "rt_priority": 40, "processor": 1, "kernel_thread": False, "address": task[1].task,
+        "policy": "fifo", "rt_priority": 40, "processor": 1, "wchan": "",
+        "kernel_thread": False, "address": task[1].task,
         "fault": "",
     }  # fmt: skip
     assert row(table, 70000) == {
@@ -105,7 +106,7 @@ def test_every_column(kind: dict[str, Any]) -> None:
         "cgroup_path": "/system.slice/nginx.service", "pid_namespace": 0xF0001234, "net_namespace": 0xF0005678,
         "cwd": "", "root": "", "on_disk": 0, "tty": "", "pgroup": 0, "session": 0, "container": "",
         "unit": "nginx.service", "oom_score_adj": 0,
-        "policy": "other", "rt_priority": 0, "processor": 0, "kernel_thread": False,
+        "policy": "other", "rt_priority": 0, "processor": 0, "wchan": "", "kernel_thread": False,
         "address": task[70000].task, "fault": "",
     }  # fmt: skip
     worker = row(table, 3)

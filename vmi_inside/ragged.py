@@ -51,18 +51,24 @@ class Ragged:
         return every[used[inside]], rows[at[inside]], index[inside]
 
 
+def fitting(size: NDArray[np.int64], limit: int) -> Mask:
+    """Which of these sizes (n,), none negative, fit into `limit` all together: the largest are left out."""
+    fits: Mask = size <= limit
+    if int(np.where(fits, size, 0).sum()) > limit:
+        order = np.argsort(size, kind="stable")
+        order = order[fits[order]]
+        fits[order[np.cumsum(size[order]) > limit]] = False
+    return fits
+
+
 def gather(space: AddressSpace, va: U64, size: NDArray[np.int64], roots: U64 | None = None) -> Ragged:
     """Read `size[i]` bytes at `va[i]` for all `i`; a negative size counts as 0.
 
     Where the whole would be more than `TOTAL_LIMIT`, the largest ranges are left out: size 0, not `ok`.
     """
     size = np.maximum(size, 0)
-    cut = size > TOTAL_LIMIT
+    cut = ~fitting(size, TOTAL_LIMIT)
     size = np.where(cut, 0, size)
-    if int(size.sum()) > TOTAL_LIMIT:
-        order = np.argsort(size, kind="stable")
-        cut[order[np.cumsum(size[order]) > TOTAL_LIMIT]] = True
-        size = np.where(cut, 0, size)
     mean = int(size.mean()) if len(size) else 0
     unit = min(PAGE_SIZE, max(64, 1 << mean.bit_length()))
     # Units are aligned, so none crosses a page; the few bytes around a range come along.

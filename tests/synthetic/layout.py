@@ -104,3 +104,8 @@ class SyntheticProfile:
             if name in self.layout.structs:
                 return self.layout.structs[name]
         raise NoMember(" or ".join(names))
+
+    def symbol_at(self, address: int, *, first: bool = False) -> tuple[str, int] | None:
+        """The last symbol at or before an address of the image."""
+        before = [(value, name) for name, value in self.symbols.items() if value <= address < value + (1 << 20)]
+        return (max(before)[1], address - max(before)[0]) if before else None

@@ -37,6 +37,16 @@ pid 112
     level 4 u32
     tasks 16 hlist_head[4]
     numbers 96 upid[1]
+thread_struct 64
+    sp 0x18 u64
+inactive_task_frame 56
+    bp 0x28 u64
+    ret_addr 0x30 u64
+pt_regs 168
+    bp 0x20 u64
+    ip 0x80 u64
+    cs 0x88 u64
+    sp 0x98 u64
 sched_entity 256
     sum_exec_runtime 0x40 u64
 thread_info 24
@@ -61,6 +71,9 @@ task_struct 9600
     start_boottime 0xa88 u64
     real_cred 0xb08 *cred
     comm 0xb18 char[16]
+    stack 0xbc0 *void
+    on_cpu 0xbc8 u8
+    thread 0xd00 thread_struct
     fs 0xb58 *fs_struct
     files 0xb60 *files_struct
     nsproxy 0xb68 *nsproxy
@@ -296,6 +309,9 @@ task_struct 9600
     start_boottime 0xa88 u64
     real_cred 0xb08 *cred
     comm 0xb18 char[16]
+    stack 0xbc0 *void
+    on_cpu 0xbc8 u8
+    thread 0xd00 thread_struct
     fs 0xb58 *fs_struct
     files 0xb60 *files_struct
     nsproxy 0xb68 *nsproxy

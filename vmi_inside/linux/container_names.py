@@ -32,6 +32,8 @@ _RUNTIMES: Final = tuple(
 _POD: Final = re.compile(rf"(?:kubepods(?:-\w+)?-)?pod{_UID}(?:\.slice)?")
 _UNIT: Final = re.compile(r".+\.(?:service|scope|socket|mount|swap)")
 _ESCAPED: Final = re.compile(r"\\x([0-9a-f]{2})")
+#: Containers in containers go no deeper.
+_DEPTH_LIMIT: Final = 64
 #: Letters of an id that docker and its like show.
 _SHORT: Final = 12
 
@@ -50,7 +52,7 @@ class Container:
 def container(path: str) -> Container | None:
     """The innermost container that a group of that path belongs to, or None."""
     parts = path.strip("/").split("/")
-    for end in range(len(parts), 0, -1):
+    for end in range(min(len(parts), _DEPTH_LIMIT), 0, -1):
         name = f"{parts[end - 2] if end > 1 else ''}/{parts[end - 1]}"
         for runtime, pattern in _RUNTIMES:
             hit = pattern.fullmatch(name)

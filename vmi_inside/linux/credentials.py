@@ -24,6 +24,8 @@ from vmi_inside.types import I64, U64, Mask
 
 #: NGROUPS_MAX.
 GROUP_LIMIT: Final = 1 << 16
+#: Groups that are shown of all lists together.
+_GROUPS_IN_ALL: Final = 1 << 19
 #: Capabilities by bit (include/uapi/linux/capability.h, 5.9 and later).
 CAPABILITIES: Final = (
     "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
@@ -90,9 +92,10 @@ class _View(View):
         unique, back = np.unique(self.cred.pointer("group_info"), return_inverse=True)
         lists = self.kernel.structs("group_info", unique)
         count = lists.number("ngroups")
-        size = 4 * np.clip(count, 0, GROUP_LIMIT)
-        got = ragged.gather(self.kernel.space, lists.at("gid"), size)
-        bad = lists.fault | ~got.ok | (count < 0) | (count > GROUP_LIMIT)
+        taken = np.clip(count, 0, GROUP_LIMIT)
+        fits = ragged.fitting(taken, _GROUPS_IN_ALL)
+        got = ragged.gather(self.kernel.space, lists.at("gid"), np.where(fits, 4 * taken, 0))
+        bad = lists.fault | ~got.ok | ~fits | (count != taken)
         self.faults.mark(bad[back], "groups unreadable or not believable")
         shown = (",".join(map(str, np.frombuffer(raw, "<u4").tolist())) for raw in got.rows())
         return text(shown)[back]

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import mm
 from vmi_inside.linux.names import task_names
@@ -50,7 +51,7 @@ def process_envs(
         many = np.array([each.count(b"\0") > _PER_PROCESS for each in raw], dtype=np.bool_)
         view.faults.mark(cut | many, "environment cut")
         count = np.array([len(each) for each in parts], dtype=np.int64)
-        left_out = np.cumsum(count) > _IN_ALL
+        left_out = ~ragged.fitting(count, _IN_ALL)
         view.faults.mark(left_out, "environment left out")
         faults = view.faults.column()
         for row in np.flatnonzero(left_out | ((count == 0) & (faults != ""))).tolist():
@@ -64,5 +65,5 @@ def process_envs(
             "value": text(value for _, _, value in pairs),
             "fault": faults[owner],
         }
-        notes = ("environments: too many variables in all",) if left_out.any() else ()
+        notes = ("environments: too many variables in all; the largest were left out",) if left_out.any() else ()
         return ProcessEnvs({name: data[name] for name in (*wanted, "fault")}, (*view.every.faults, *notes))

@@ -54,7 +54,7 @@ def process_limits(
         view.noted(shared, "limits")
         count = min(shared.type.member("rlim").type.count, len(_RESOURCES))
         # soft and hard of each resource, in pairs (struct rlimit)
-        pairs = np.ascontiguousarray(shared["rlim"]).view("<u8").reshape(len(shared), -1)[:, : 2 * count]
+        pairs = np.ascontiguousarray(shared["rlim"]).view("<u8")[:, : 2 * count]
         owner = np.repeat(np.arange(len(shared)), count)
         data: dict[str, Column] = {
             "pid": view.number[owner],

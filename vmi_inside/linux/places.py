@@ -64,10 +64,11 @@ def on_disk(view: View) -> I64:
 
 def tty(view: View) -> Text:
     """Controlling terminals as ps calls them: `pts/3`, `ttyS0`; empty without one."""
-    terminals = view.signal.follow("tty")
-    names = terminals.text("name")
-    view.noted(terminals, "terminal")
-    return text(_PSEUDO.sub(r"pts/\1", name) for name in names)
+    unique, back = np.unique(view.signal.pointer("tty"), return_inverse=True)
+    terminals = view.kernel.structs("tty_struct", unique)
+    names = text(_PSEUDO.sub(r"pts/\1", name) for name in terminals.text("name"))
+    view.faults.mark(terminals.fault[back], "terminal unreadable")
+    return names[back]
 
 
 def _group(kind: int, word: str) -> Callable[[View], Column]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import names, places, scheduling, states
+from vmi_inside.linux import names, places, scheduling, states, unwind
 from vmi_inside.linux.view import DEFAULT_PRIORITY, TaskColumn, View, process_table, start_times
 from vmi_inside.table import Table, Text, text
 from vmi_inside.types import I64, PAGE_SIZE, U64
@@ -54,6 +54,7 @@ class Processes(Table):
     policy: Text  # scheduling class: other fifo rr batch idle deadline ext
     rt_priority: I64  # 1 to 99 in fifo and rr
     processor: I64  # CPU that its first thread runs on, or ran on last
+    wchan: Text  # the kernel's function that it waits in
     kernel_thread: np.ndarray[tuple[int], np.dtype[np.bool_]]
     address: U64  # of the task_struct
 
@@ -85,6 +86,7 @@ _COLUMNS: dict[str, TaskColumn[places.Placed]] = {
     "net_namespace": TaskColumn(View.net_namespace, ("nsproxy",)),
     **places.COLUMNS,
     **scheduling.COLUMNS,
+    **unwind.COLUMNS,
     "kernel_thread": TaskColumn(lambda view: view.kernel_thread, ("flags",)),
     "address": TaskColumn(lambda view: view.tasks.address),
 }

@@ -32,6 +32,8 @@ SIGNALS: Final = (
 _REALTIME: Final = 34
 _LAST: Final = 64
 _SIG_IGN: Final = 1
+#: Tables of handlers that are read at once.
+_TABLES: Final = 1 << 13
 _STOP_SIGNAL: Final = 0xFFFF  # JOBCTL_STOP_SIGMASK
 _TRACED: Final = 1  # PT_PTRACED
 #: Bits of `task_struct.ptrace` (PT_OPT_FLAG_SHIFT, include/uapi/linux/ptrace.h).
@@ -79,17 +81,17 @@ class _View(View):
     def _handlers(self) -> tuple[U64, U64]:
         """Which signals are ignored and caught (n,), read once for each table of handlers."""
         unique, back = np.unique(self.tasks.pointer("sighand"), return_inverse=True)
-        tables = self.kernel.structs("sighand_struct", unique).fetch("action")
-        member = tables.type.member("action")
-        step = member.type.target
-        at = step.member("sa.sa_handler").offset
-        count = min(member.type.count, _LAST)
-        raw = np.ascontiguousarray(tables["action"]).reshape(len(tables), -1, step.size)[:, :count, at : at + 8]
-        handler = np.ascontiguousarray(raw).view("<u8")[:, :, 0]
-        bits = np.uint64(1) << np.arange(count, dtype=np.uint64)
-        ignored = np.where(handler == _SIG_IGN, bits, np.uint64(0)).sum(axis=1, dtype=np.uint64)
-        caught = np.where(handler > _SIG_IGN, bits, np.uint64(0)).sum(axis=1, dtype=np.uint64)
-        self.faults.mark(tables.fault[back], "signal handlers unreadable")
+        ignored, caught = np.zeros(len(unique), dtype=np.uint64), np.zeros(len(unique), dtype=np.uint64)
+        fault = np.zeros(len(unique), dtype=np.bool_)
+        for start in range(0, len(unique), _TABLES):  # each is 2 KiB
+            part = slice(start, start + _TABLES)
+            tables = self.kernel.structs("sighand_struct", unique[part]).fetch("action")
+            handler = _first_words(tables, "action", "sa.sa_handler")
+            bits = np.uint64(1) << np.arange(handler.shape[1], dtype=np.uint64)
+            ignored[part] = np.where(handler == _SIG_IGN, bits, np.uint64(0)).sum(axis=1, dtype=np.uint64)
+            caught[part] = np.where(handler > _SIG_IGN, bits, np.uint64(0)).sum(axis=1, dtype=np.uint64)
+            fault[part] = tables.fault
+        self.faults.mark(fault[back], "signal handlers unreadable")
         return ignored[back], caught[back]
 
     def mask(self, name: str) -> U64:
@@ -138,6 +140,14 @@ class _View(View):
             mine.setdefault(signal, []).append(str(thread))
         mine.pop(0, None)
         return text(",".join(mine.get(each, ())) for each in self.tasks.pointer("signal").tolist())
+
+
+def _first_words(rows: Structs, array: str, member: str) -> U64:
+    """Of an array of structs that was fetched, that word of each: (n, as many as there are signals)."""
+    found = rows.type.member(array).type
+    at = found.target.member(member).offset
+    each = np.ascontiguousarray(rows[array]).reshape(len(rows), found.count, found.target.size)
+    return np.ascontiguousarray(each[:, :_LAST, at : at + 8]).view("<u8")[:, :, 0]
 
 
 def _number(rows: Structs, member: str) -> U64:

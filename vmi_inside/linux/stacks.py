@@ -13,6 +13,7 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux import unwind
 from vmi_inside.linux.code import Code
 from vmi_inside.linux.names import task_names
+from vmi_inside.linux.sleeping import MEMBERS
 from vmi_inside.linux.tasks import PIDTYPE_PID
 from vmi_inside.linux.view import View, process_view
 from vmi_inside.table import Column, Table, Text, text
@@ -43,7 +44,7 @@ def process_stack(
     wanted = list(ProcessStack.schema if columns is None else columns)
     ProcessStack.check(wanted)
     with kernel.operation():
-        view = process_view(kernel, pids, ("tgid", "comm", "flags", *unwind.MEMBERS), View, PIDTYPE_PID)
+        view = process_view(kernel, pids, ("tgid", "comm", "flags", *MEMBERS), View, PIDTYPE_PID)
         code = Code(kernel)
         found = unwind.frames(kernel, view.tasks, code)
         for which, word in found.faults:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import cputime, scheduling, states
+from vmi_inside.linux import cputime, scheduling, states, unwind
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.tasks import PIDTYPE_PID
 from vmi_inside.linux.view import DEFAULT_PRIORITY, TaskColumn, View, process_table, start_times
@@ -31,6 +31,7 @@ class Threads(Table):
     policy: Text  # scheduling class: other fifo rr batch idle deadline ext
     rt_priority: I64  # 1 to 99 in fifo and rr
     processor: I64  # CPU that it runs on, or ran on last
+    wchan: Text  # the kernel's function that it waits in
     kernel_thread: Mask
     address: U64  # of the task_struct
 
@@ -53,6 +54,7 @@ _COLUMNS: Final[dict[str, TaskColumn[View]]] = {
     "user_time": TaskColumn(lambda view: _times(view)[0], _TIMES),
     "system_time": TaskColumn(lambda view: _times(view)[1], _TIMES),
     **scheduling.COLUMNS,
+    **unwind.COLUMNS,
     "kernel_thread": TaskColumn(lambda view: view.kernel_thread, ("flags",)),
     "address": TaskColumn(lambda view: view.tasks.address),
 }

@@ -2,8 +2,7 @@
 
 Knows how a task that was switched away from is left (`inactive_task_frame`, arch/x86/include/asm/switch_to.h) and what
 the kernel's own unwinder does (`unwind_next_frame`, arch/x86/kernel/unwind_orc.c). A kernel without ORC has its stacks
-scanned for what looks like return addresses, and that is said. Each stack is read once, whole from its saved pointer
-up; nothing outside of it is ever read.
+scanned for what looks like return addresses, and that is said. Stacks' bytes are `sleeping`'s.
 """
 
 from __future__ import annotations
@@ -15,22 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmi_inside import ragged
-from vmi_inside.errors import ProfileError, Unsupported
+from vmi_inside.errors import NoSymbol, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import orc
 from vmi_inside.linux.code import Code
+from vmi_inside.linux.sleeping import MEMBERS, RUNS, Stacks
+from vmi_inside.linux.view import TaskColumn, View
 from vmi_inside.structs import Structs
+from vmi_inside.table import Text
 from vmi_inside.types import I64, U64, Mask
 
-#: Frames of one stack: MAX_STACK_TRACE_DEPTH of /proc/PID/stack.
-FRAME_LIMIT: Final = 64
-#: Steps for one stack: frames of the scheduler are not shown.
-_STEP_LIMIT: Final = 2 * FRAME_LIMIT
-#: THREAD_SIZE (arch/x86/include/asm/page_64_types.h).
-_STACK_SIZE: Final = 16 << 10
-_KASAN_STACK_SIZE: Final = 32 << 10
-#: Members of the task that must be there.
-MEMBERS: Final = ("stack", "thread.sp", "on_cpu")
+#: Frames of one stack, the scheduler's among them: twice as many as /proc/PID/stack shows (MAX_STACK_TRACE_DEPTH).
+FRAME_LIMIT: Final = 128
+#: Tasks whose stacks are read at once: all of them fit into one reading.
+_TASKS: Final = ragged.TOTAL_LIMIT >> 15
+#: What is no fault of a stack, as `RUNS`: its task was not asleep all the time.
+RAN: Final = "ran while it was read"
+_CUT: Final = "stack cut: too many frames"
 _EIGHT: Final = np.uint64(8)
 
 
@@ -47,40 +47,6 @@ class Frames:
     faults: list[tuple[Mask, str]] = field(default_factory=list)
 
 
-class _Stacks:
-    """The stacks of `n` tasks: bytes from the saved pointer up, and reading in them alone."""
-
-    def __init__(self, kernel: Kernel, tasks: Structs) -> None:
-        size = _KASAN_STACK_SIZE if kernel.profile.find_symbol("kasan_init") is not None else _STACK_SIZE
-        self.base, self.top = tasks.pointer("stack"), tasks.pointer("stack") + np.uint64(size)
-        self.low = tasks.pointer("thread.sp")
-        self.there = self.base != 0
-        running = tasks.number("on_cpu") != 0
-        self.sane = (self.low >= self.base) & (self.low < self.top) & (self.low & np.uint64(7) == 0)
-        taken = self.there & self.sane & ~running
-        length = np.where(taken, self.top - self.low, np.uint64(0)).astype(np.int64)
-        self._got = ragged.gather(kernel.space, self.low, length)
-        self._words = self._got.data.view("<u8") if len(self._got.data) else np.zeros(1, dtype=np.uint64)
-        self.usable = taken & self._got.ok
-        self.faults = [
-            (self.there & running, "runs: its stack is on a processor"),
-            (self.there & ~running & ~self.sane, "stack pointer outside of its stack"),
-            (taken & ~self._got.ok, "stack unreadable"),
-        ]
-
-    def word(self, row: NDArray[np.intp], address: U64) -> tuple[U64, Mask]:
-        """The words at addresses (k,) in the stacks of tasks `row` (k,), and which of them lie there whole."""
-        ok: Mask = (address >= self.low[row]) & (address <= self.top[row] - _EIGHT) & (address & np.uint64(7) == 0)
-        at = (self._got.start[row] >> 3) + np.where(ok, (address - self.low[row]) >> np.uint64(3), 0).astype(np.int64)
-        return np.where(ok, self._words[np.where(ok, at, 0)], np.uint64(0)), ok
-
-    def all_words(self) -> tuple[U64, NDArray[np.intp]]:
-        """Every word that is not 0, and the task of each, upwards."""
-        words, owner, _ = self._got.words()
-        mine = self.usable[owner]
-        return words[mine], owner[mine]
-
-
 def frames(kernel: Kernel, tasks: Structs, code: Code, *, only_first: bool = False) -> Frames:
     """The stacks of these tasks, as /proc/PID/stack has them: without what is the scheduler's own.
 
@@ -88,28 +54,73 @@ def frames(kernel: Kernel, tasks: Structs, code: Code, *, only_first: bool = Fal
     `operation()`. Raises `NoMember` where the kernel keeps stacks otherwise.
     """
     tasks.fetch(*MEMBERS)
-    stacks = _Stacks(kernel, tasks)
+    tables = _tables(kernel, code) if tasks.pointer("stack").any() else None
+    parts, faults = [], []
+    for start in range(0, len(tasks), _TASKS):
+        rows = np.arange(start, min(start + _TASKS, len(tasks)))
+        part = _part(kernel, tasks.select(rows), code, tables, only_first)
+        parts.append((part.address, part.owner + start))
+        for which, word in part.faults:
+            whole = np.zeros(len(tasks), dtype=np.bool_)
+            whole[rows] = which
+            faults.append((whole, word))
+    address, owner = (np.concatenate([part[side] for part in parts] or [np.zeros(0, np.int64)]) for side in (0, 1))
+    how = "orc" if tables is not None or not len(address) else "scan"
+    return Frames(address.astype(np.uint64), owner, how, faults)
+
+
+def _tables(kernel: Kernel, code: Code) -> orc.Orc | None:
     try:
-        found = _Unwinder(kernel, tasks, stacks, orc.Orc(kernel, code), code).run(only_first)
+        return orc.Orc(kernel, code)
     except (ProfileError, Unsupported):
+        return None
+
+
+def _part(kernel: Kernel, tasks: Structs, code: Code, tables: orc.Orc | None, only_first: bool) -> Frames:
+    """The stacks of not too many tasks."""
+    stacks = Stacks(kernel, tasks)
+    if tables is None:
         found = _scan(kernel, stacks, code, only_first)
+    else:
+        found = _Unwinder(kernel, stacks, tables, code).run(only_first)
     later = kernel.structs(tasks.type, tasks.address).fetch(*MEMBERS)
     moved = (later.pointer("thread.sp") != stacks.low) | (later.number("on_cpu") != 0)
-    found.faults += [*stacks.faults, (moved & stacks.usable, "ran while it was read")]
+    found.faults += [*stacks.faults, (moved & stacks.usable, RAN)]
     return found
+
+
+def wait_channel(view: View) -> Text:
+    """The function (n,) that each task waits in, beneath the scheduler (`get_wchan`); empty for what runs or is dead.
+
+    Raises `NoSymbol` where the kernel cannot be unwound.
+    """
+    code = Code(view.kernel)
+    found = frames(view.kernel, view.tasks, code, only_first=True)
+    if found.how != "orc":
+        raise NoSymbol("__start_orc_unwind")
+    for which, word in found.faults:
+        if word not in (RUNS, RAN):
+            view.faults.mark(which, word)
+    out = np.full(len(view.tasks), "", dtype=object)
+    out[found.owner] = [name.partition("+")[0] for name in code.symbols(found.address, returns=True).tolist()]
+    return out
+
+
+#: The column of processes and threads.
+COLUMNS: Final[dict[str, TaskColumn[View]]] = {"wchan": TaskColumn(wait_channel, MEMBERS)}
 
 
 class _Unwinder:
     """All stacks at once, one frame of each a round."""
 
-    def __init__(self, kernel: Kernel, tasks: Structs, stacks: _Stacks, tables: orc.Orc, code: Code) -> None:
+    def __init__(self, kernel: Kernel, stacks: Stacks, tables: orc.Orc, code: Code) -> None:
         self.stacks = stacks
         self.tables = tables
         self.code = code
         frame = kernel.struct("inactive_task_frame")
         self._regs = {name: kernel.struct("pt_regs").member(name).offset for name in ("ip", "cs", "sp", "bp")}
         self._schedules = _scheduler(kernel)
-        count = len(tasks)
+        count = len(stacks.low)
         row = np.flatnonzero(stacks.usable)
         self.ip, self.bp, self.sp = (np.zeros(count, dtype=np.uint64) for _ in range(3))
         ok = np.zeros(count, dtype=np.bool_)
@@ -127,19 +138,17 @@ class _Unwinder:
     def run(self, only_first: bool) -> Frames:
         addresses: list[U64] = []
         owners: list[NDArray[np.intp]] = []
-        shown = np.zeros(len(self.ip), dtype=np.int64)
-        for _ in range(_STEP_LIMIT):
+        for _ in range(FRAME_LIMIT):
             if not len(self.live):
                 break
-            seen = self.live[~_within(self.ip[self.live], self._schedules)]
+            hidden = _within(self.ip[self.live], self._schedules)
+            seen = self.live[~hidden]
             addresses.append(self.ip[seen])
             owners.append(seen)
-            shown[seen] += 1
             if only_first:
-                self.live = self.live[shown[self.live] == 0]
-            self.live = self.live[shown[self.live] < FRAME_LIMIT]
+                self.live = self.live[hidden]
             self._step()
-        self._cut(self.live, "stack cut: too many frames")
+        self._cut(self.live, _CUT)
         address, owner = np.concatenate([*addresses, self.ip[:0]]), np.concatenate([*owners, self.live[:0]])
         order = np.argsort(owner, kind="stable")
         faults = []
@@ -217,15 +226,17 @@ class _Unwinder:
         return ip, sp, bp, user, ok
 
 
-def _scan(kernel: Kernel, stacks: _Stacks, code: Code, only_first: bool) -> Frames:
-    """Every word on the stacks that points behind an instruction of known code: more than was called, in its order."""
+def _scan(kernel: Kernel, stacks: Stacks, code: Code, only_first: bool) -> Frames:
+    """Every word on the stacks that points into known code: what was called in its order, and what lies between."""
     word, owner = stacks.all_words()
     text = (code.owners(word) != "") & ~_within(word, _scheduler(kernel))
     word, owner = word[text], owner[text]
     first = np.flatnonzero(np.diff(owner, prepend=-1)) if len(owner) else owner
     within = np.arange(len(owner)) - np.repeat(first, np.diff(first, append=len(owner)))
     kept = within < (1 if only_first else FRAME_LIMIT)
-    return Frames(word[kept], owner[kept], "scan")
+    cut = np.zeros(len(stacks.low), dtype=np.bool_)
+    cut[owner[within == FRAME_LIMIT]] = True
+    return Frames(word[kept], owner[kept], "scan", [(cut, _CUT)])
 
 
 def _scheduler(kernel: Kernel) -> tuple[int, int]:

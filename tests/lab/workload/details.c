@@ -1,6 +1,8 @@
 /* Processes whose rights, limits, signals, tracers and places are not the common ones. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -11,10 +13,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/msg.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/select.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -148,6 +155,87 @@ void limited(int n)
 	must(setrlimit(RLIMIT_NICE, &nice), "RLIMIT_NICE");
 	must(setrlimit(RLIMIT_STACK, &stack), "RLIMIT_STACK");
 	must(setrlimit(RLIMIT_CPU, &cpu), "RLIMIT_CPU");
+}
+
+/* Threads that wait in many places of the kernel, one of them a module's. */
+void blocked(int n)
+{
+	int ends[2], word = 0;
+	struct pollfd nothing_to_poll;
+
+	(void)n;
+	must(pipe(ends), "pipe");
+	if (!spawn("wait-module")) {
+		int server = socket(AF_INET, SOCK_STREAM, IPPROTO_SCTP);
+		struct sockaddr_in any = { .sin_family = AF_INET };
+
+		if (server < 0 || bind(server, (void *)&any, sizeof(any)) || listen(server, 1))
+			missing("SCTP");
+		settled();
+		accept(server, NULL, NULL);
+		settle();
+	}
+	if (!spawn("wait-futex")) {
+		settled();
+		for (;;)
+			syscall(SYS_futex, &word, 0 /* FUTEX_WAIT */, 0, NULL, NULL, 0);
+	}
+	if (!spawn("wait-sleep")) {
+		settled();
+		for (;;)
+			sleep(1000000);
+	}
+	if (!spawn("wait-poll")) {
+		nothing_to_poll = (struct pollfd){ .fd = ends[0], .events = POLLIN };
+		settled();
+		for (;;)
+			poll(&nothing_to_poll, 1, -1);
+	}
+	if (!spawn("wait-select")) {
+		settled();
+		for (;;) {
+			fd_set set;
+
+			FD_ZERO(&set);
+			FD_SET(ends[0], &set);
+			select(ends[0] + 1, &set, NULL, NULL, NULL);
+		}
+	}
+	if (!spawn("wait-epoll")) {
+		struct epoll_event event;
+		int epoll = must(epoll_create1(0), "epoll");
+
+		settled();
+		for (;;)
+			epoll_wait(epoll, &event, 1, -1);
+	}
+	if (!spawn("wait-signal")) {
+		sigset_t set;
+		int got;
+
+		sigemptyset(&set);
+		sigaddset(&set, SIGUSR2);
+		sigprocmask(SIG_BLOCK, &set, NULL);
+		settled();
+		for (;;)
+			sigwait(&set, &got);
+	}
+	if (!spawn("wait-message")) {
+		struct { long kind; char text[8]; } message;
+		int queue = msgget(IPC_PRIVATE, 0600);
+
+		settled();
+		for (;;)
+			msgrcv(queue, &message, sizeof(message.text), 0, 0);
+	}
+	if (!spawn("wait-lock")) {
+		int held = must(open("/run/lock", O_CREAT | O_RDWR, 0600), "lock"), wanted = must(open("/run/lock", O_RDWR), "lock");
+
+		must(flock(held, LOCK_EX), "flock");
+		settled();
+		for (;;)
+			flock(wanted, LOCK_EX);
+	}
 }
 
 /* Where a process stands: terminal, session, directories; and how the kernel is to treat it. */

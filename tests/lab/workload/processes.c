@@ -395,5 +395,6 @@ const struct entry process_scenarios[] = {
 	{ "placed", placed, 0 },
 	{ "containers", containers, 0 },
 	{ "watched", watched, 0 },
+	{ "blocked", blocked, 0 },
 	{ 0 },
 };

@@ -42,5 +42,6 @@ void start_peer(void);
 scenario tcp, box, confined, signalled, limited, placed, containers;
 scenario tcp, box, network;
 scenario tcp, box, watched;
+scenario tcp, box, confined, signalled, limited, placed, containers, blocked;
 
 #endif
