@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.resources import Resources
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.threads import Threads
+    from vmi_inside.linux.timers import Timers
     from vmi_inside.table import Table
 
 T = TypeVar("T", bound="Table")
@@ -134,3 +135,4 @@ class Tables:
     iomem: Reading[Resources] = Reading("linux.resources:iomem", "Ranges of physical addresses, and what they are.")
     ioports: Reading[Resources] = Reading("linux.resources:ioports", "Ranges of ports, and what they are.")
     kernel_keys: Reading[KernelKeys] = Reading("linux.kernel_keys:kernel_keys", "The kernel's keys and keyrings.")
+    timers: Reading[Timers] = Reading("linux.timers:timers", "Timers that wait, of all CPUs.")

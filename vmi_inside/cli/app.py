@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "block": "vmi_inside.cli.block:block",
     "iomem": "vmi_inside.cli.iomem:iomem",
     "keys": "vmi_inside.cli.keys:keys",
+    "timers": "vmi_inside.cli.timers:timers",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }
