@@ -129,7 +129,7 @@ class Tables:
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
     kernel_info: Reading[KernelInfo] = Reading("linux.kernel_info:kernel_info", "The kernel that runs: one row.")
-    kernel_log: Reading[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
+    kernel_log: ReadingOfRecords[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
     mounts: Reading[Mounts] = Reading("linux.mounts:mounts", "Mounts of all mount namespaces.")
     block_devices: Reading[BlockDevices] = Reading("linux.block_devices:block_devices", "Disks and partitions.")
     iomem: Reading[Resources] = Reading("linux.resources:iomem", "Ranges of physical addresses, and what they are.")

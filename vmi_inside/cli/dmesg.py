@@ -20,6 +20,7 @@ from vmi_inside.cli.sink import emit
 if TYPE_CHECKING:
     from vmi_inside.guest import Guest
     from vmi_inside.linux.kernel_log import KernelLog
+    from vmi_inside.table import Table
 
 _LEVELS: Final = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")
 _SHOWN: Final = plain("time", "level", "facility", "caller", "text")
@@ -134,7 +135,7 @@ def _settled(table: KernelLog) -> KernelLog:
     return table.where(slice(0, count))
 
 
-def _lines(table: KernelLog, boot: int | None, decode: bool) -> Iterator[str]:
+def _lines(table: Table, boot: int | None, decode: bool) -> Iterator[str]:
     for row in table:
         when = _since_boot(row.time) if boot is None else moment(boot + int(row.time))
         words = f"{row.facility:<6}:{row.level:<6}: " if decode else ""
