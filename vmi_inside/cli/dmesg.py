@@ -81,9 +81,10 @@ def dmesg(
     interval: float,
     output: Output,
 ) -> None:
-    """The kernel's log, as dmesg shows it, from the ring in the guest's memory.
+    """The kernel's log, as dmesg shows it.
 
-    People see lines; with -o they see a table, with --format data. A line of several lines has its time before each.
+    It is read from the ring in the guest's memory: what was cleared with dmesg -C is still there. People see lines;
+    with -o they see a table, with --format data. A line of several lines has its time before each.
     """
     lines = output.format == "table" and not output.columns and not output.sort
     if not lines and not (follow or follow_new):

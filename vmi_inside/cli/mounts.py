@@ -52,11 +52,12 @@ def mounts(
     namespace: tuple[tuple[int, ...], ...],
     output: Output,
 ) -> None:
-    """Mounts of all mount namespaces, as /proc/PID/mountinfo shows them.
+    """Mounts, those of all mount namespaces.
 
-    Paths begin at the root of the namespace, which processes in it may not see. PATH limits it to mounts there, or like
-    that pattern, in which * stands for slashes too. Flags that a file system keeps to itself (mode=, errors=) are not
-    shown. Ends with exit code 1 when something was asked for and nothing is there.
+    They are shown as in /proc/PID/mountinfo. Paths begin at the root of the namespace, which processes in it may not
+    see. PATH limits it to mounts there, or like that pattern, in which * stands for slashes too. Flags that a file
+    system keeps to itself (mode=, errors=) are not shown. Ends with exit code 1 when something was asked for and
+    nothing is there.
     """
     asked = {each.strip() for listed in kinds for each in listed.split(",")}
     numbered = frozenset(chain(*namespace))

@@ -51,10 +51,10 @@ Examples:
 def timers(
     target: Target, functions: tuple[str, ...], pid: tuple[tuple[int, ...], ...], foreign: bool, output: Output
 ) -> None:
-    """Timers of all CPUs: high-resolution ones, and those of the timer wheels.
+    """Timers that wait, of all CPUs.
 
-    The time that remains is in seconds, of the guest's clock at its last tick. Ends with exit code 1 when something was
-    asked for and nothing is there.
+    There are high-resolution ones, and those of the timer wheels. The time that remains is in seconds, of the guest's
+    clock at its last tick. Ends with exit code 1 when something was asked for and nothing is there.
     """
     fits = like(functions)
     filters: Filters = {
