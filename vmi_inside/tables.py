@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_ty
 
 if TYPE_CHECKING:
     from vmi_inside.linux.block_devices import BlockDevices
+    from vmi_inside.linux.control_groups import ControlGroups
     from vmi_inside.linux.kernel_info import KernelInfo
     from vmi_inside.linux.kernel_keys import KernelKeys
     from vmi_inside.linux.kernel_log import KernelLog
@@ -136,3 +137,4 @@ class Tables:
     ioports: Reading[Resources] = Reading("linux.resources:ioports", "Ranges of ports, and what they are.")
     kernel_keys: Reading[KernelKeys] = Reading("linux.kernel_keys:kernel_keys", "The kernel's keys and keyrings.")
     timers: Reading[Timers] = Reading("linux.timers:timers", "Timers that wait, of all CPUs.")
+    cgroups: Reading[ControlGroups] = Reading("linux.control_groups:cgroups", "Control groups of all hierarchies.")

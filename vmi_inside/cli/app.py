@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "iomem": "vmi_inside.cli.iomem:iomem",
     "keys": "vmi_inside.cli.keys:keys",
     "timers": "vmi_inside.cli.timers:timers",
+    "cgroups": "vmi_inside.cli.cgroups:cgroups",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }
@@ -42,8 +43,8 @@ SECTIONS: Final = {
     ),
     "Network": ("ss", "interfaces", "addresses", "routes", "arp", "netfilter", "nftables"),
     "Kernel": (
-        "lsmod", "dmesg", "mounts", "block", "iomem", "keys", "timers", "bpf", "kprobes", "ftrace", "tracepoints",
-        "meminfo", "slabinfo",
+        "lsmod", "dmesg", "mounts", "cgroups", "block", "iomem", "keys", "timers", "bpf", "kprobes", "ftrace",
+        "tracepoints", "meminfo", "slabinfo",
     ),
     "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
     "More": (),
