@@ -58,6 +58,7 @@ def cgroups(kernel: Kernel, columns: Iterable[str] | None = None) -> ControlGrou
         )  # fmt: skip
         faults = Faults(len(groups))
         faults.mark(groups.fault, "group unreadable")
+        faults.mark(~groups.fault & ~np.isin(groups.pointer("root"), roots.address), "of no known hierarchy")
         names = _Names(kernel, roots)
         nodes = groups.follow("kn").fetch("id", "name")
         faults.mark(nodes.fault, "directory unreadable")
@@ -113,7 +114,9 @@ class _Names:
         systems = kernel.structs("cgroup_subsys", raw.view("<u8")[:, 0]).fetch("name", "legacy_name")
         self._new, _ = kernel.strings(systems.pointer("name"), _NAME_LIMIT)
         self._old, _ = kernel.strings(systems.pointer("legacy_name"), _NAME_LIMIT)
-        self._mask = dict(zip(roots.address.tolist(), roots.unsigned("subsys_mask").tolist(), strict=True))
+        self._mask: dict[int, int] = dict(
+            zip(roots.address.tolist(), roots.unsigned("subsys_mask").tolist(), strict=True)
+        )
         self._name = dict(zip(roots.address.tolist(), roots.text("name"), strict=True))
         self.default = kernel.symbol("cgrp_dfl_root")
         width = kernel.struct("cgroup").member("subtree_control").size
