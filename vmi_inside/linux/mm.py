@@ -9,6 +9,7 @@ import numpy as np
 
 from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux import percpu
 from vmi_inside.structs import Structs
 from vmi_inside.types import I64, PAGE_SIZE, Mask
 
@@ -34,11 +35,10 @@ def resident_bytes(kernel: Kernel, mms: Structs) -> tuple[I64, Mask]:
     mms.fetch(*counts, *counters)
     pages = sum((mms.number(name) for name in counts), np.zeros(len(mms), dtype=np.int64))
     rows = np.flatnonzero(mms.address)
-    cpus = kernel.percpu_offset
-    pending = np.stack([mms.pointer(name)[rows] for name in counters], axis=1)[:, :, None] + cpus[None, None, :]
-    raw, good = kernel.space.gather(pending.ravel(), 4)
-    pages[rows] += raw.view("<i4")[:, 0].reshape(pending.shape).sum(axis=(1, 2), dtype=np.int64)
-    ok[rows] = good.reshape(pending.shape).all(axis=(1, 2))
+    each = np.stack([mms.pointer(name)[rows] for name in counters], axis=1)
+    parts, whole = percpu.pending(kernel, each.ravel())
+    pages[rows] += parts.reshape(each.shape).sum(axis=1)
+    ok[rows] = whole.reshape(each.shape).all(axis=1)
     return np.maximum(pages, 0) * PAGE_SIZE, ok
 
 
