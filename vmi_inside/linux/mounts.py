@@ -99,7 +99,9 @@ class _View:
         out = np.full(len(top), "/", dtype=object)
         rows = np.flatnonzero((top != self.blocks.pointer("s_root")) | (self.type == "nsfs"))
         at = Opened(self.kernel, top[rows], np.zeros(len(rows), dtype=np.uint64))
-        out[rows] = [each.replace(_UNLINKED, "//deleted") if each.endswith(_UNLINKED) else each for each in at.path]
+        out[rows] = [
+            f"{each.removesuffix(_UNLINKED)}//deleted" if each.endswith(_UNLINKED) else each for each in at.path
+        ]
         whole = np.ones(len(top), dtype=np.bool_)
         whole[rows] = at.path_whole
         self.faults.mark(~whole, "root not whole")
