@@ -26,7 +26,7 @@ printf 'n\np\n1\n64\n4000\nn\np\n2\n8192\n\nw\n' | fdisk disk.img
 losetup -P /dev/loop3 /tmp/disk.img
 losetup -r /dev/loop4 /tmp/disk.img
 gunzip -c system.gz >system.img; losetup /dev/loop5 /tmp/system.img
-mkdir -p system; mount -t ext2 /dev/loop5 system
+mkdir -p system; mount -t ext2 /dev/loop5 system; dd if=/dev/zero of=system/file bs=1000 count=9
 """
 
 
@@ -96,3 +96,16 @@ def test_every_device(guest: LabGuest) -> None:
         assert {name: row.backing for name, row in rows.items() if row.backing} == {
             name: value for name, value in backing.items() if value and name not in ("loop3p1", "loop3p2")
         }
+
+
+def test_how_full_a_file_system_on_one_is(guest: LabGuest) -> None:
+    said = "stat -f -c '%S %b %f %a %c %d' /tmp/system"
+    with guest.attach() as seen:
+        table = seen.mounts()
+        told = [int(word) for word in guest.ask(said).split()]
+    row = table[table.path.tolist().index("/tmp/system")]
+    assert row.fault == ""
+    assert (row.device, row.type, row.number) == ("/dev/loop5", "ext2", "7:5")
+    mine = [row.blocks_size, row.blocks, row.blocks_free, row.blocks_available, row.inodes, row.inodes_free]
+    assert mine == told
+    assert row.blocks > row.blocks_free > 0

@@ -90,7 +90,7 @@ def test_mounts_of_all_kinds(guest: LabGuest, places: int) -> None:
 
 
 def test_every_namespace(guest: LabGuest) -> None:
-    listed = guest.ask("cd /proc; for p in [0-9]*; do echo $p $(readlink $p/ns/mnt); done | sort -u -k2,2")
+    listed = guest.ask("ls -l /proc/[0-9]*/ns/mnt 2>/dev/null; true")
     with guest.attach() as attached:
         table = attached.mounts()
         some = attached.mounts(["path", "mnt_namespace"])
@@ -98,9 +98,9 @@ def test_every_namespace(guest: LabGuest) -> None:
     assert some.path.tolist() == table.path.tolist()
     spaces = {}
     for line in listed.splitlines():
-        pid, _, name = line.partition(" ")
+        left, _, name = line.partition(" -> mnt:")
         if name:
-            spaces[int(name[5:-1])] = int(pid)
+            spaces.setdefault(int(name[1:-1]), int(left.split()[-1].split("/")[2]))
     assert len(spaces) >= 3
     assert set(spaces) <= set(table.mnt_namespace.tolist())
     for space, pid in spaces.items():
@@ -108,3 +108,25 @@ def test_every_namespace(guest: LabGuest) -> None:
         mine = {row[0]: (row[:4], row[5:]) for row in seen(table, space)}
         for row in told(guest, pid):
             assert mine[row[0]] == (row[:4], row[5:])
+
+
+def test_how_full_they_are(guest: LabGuest) -> None:
+    guest.ask("mkdir -p /tmp/vmi.full && mount -t tmpfs -o size=64k,nr_inodes=100 vmi /tmp/vmi.full && "
+              "mkdir /tmp/vmi.none && mount -t tmpfs -o size=0,nr_inodes=0 vmi /tmp/vmi.none && "
+              "head -c 10000 /dev/zero >/tmp/vmi.full/file")  # fmt: skip
+    try:
+        with guest.attach() as attached:
+            table = attached.mounts()
+        mine = {
+            row.path: [row.blocks_size, row.blocks, row.blocks_free, row.blocks_available, row.inodes, row.inodes_free]
+            for row in table.where(table.mnt_namespace == number(guest, 1)) if row.blocks >= 0
+        }  # fmt: skip
+        assert {"/", "/dev", "/tmp", "/tmp/vmi.full", "/tmp/vmi.none"} <= set(mine)
+        assert table.blocks[table.type == "proc"].tolist()[:1] == [-1]
+        for path, counts in mine.items():
+            said = [int(word) for word in guest.ask(f"stat -f -c '%S %b %f %a %c %d' {path}").split()]
+            assert counts == said or path in ("/", "/tmp"), path  # these two others write to
+        assert mine["/tmp/vmi.full"][1:] == [16, 13, 13, 100, 98]
+        assert mine["/tmp/vmi.none"][1:] == [0, 0, 0, 0, 0]
+    finally:
+        guest.ask("umount /tmp/vmi.full /tmp/vmi.none; rmdir /tmp/vmi.full /tmp/vmi.none")

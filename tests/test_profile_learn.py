@@ -138,6 +138,9 @@ def test_the_profile_knows_symbols_and_types(ram: U8) -> None:
     assert profile.symbol_at(kernel.origin + 0x1000 + 16 * 7 + 3) == ("sys_function_7", 3)
     assert profile.symbol_at(kernel.origin - 1) is None
     assert profile.symbol_at(kernel.origin + END) is None
+    assert profile.room("sys_function_7") == 16
+    with pytest.raises(NoSymbol):
+        profile.room("nonsense")
     assert dict(profile.symbols_like("sys_function_119"))["sys_function_1199"] == kernel.origin + 0x1000 + 16 * 1199
     assert profile.symbols_named("init_task") == [kernel.origin + TASK]
     assert profile.struct("gone", "task_struct").member("comm").offset == COMM

@@ -6,7 +6,8 @@ import pytest
 
 from tests.synthetic import SyntheticGuest
 from tests.synthetic.guest import HOLE, NOWHERE
-from vmi_inside.linux.resources import DEPTH_LIMIT, iomem, ioports
+from vmi_inside.linux.resources import iomem, ioports
+from vmi_inside.linux.trees import DEPTH_LIMIT
 
 STRUCTS = """
 resource 64

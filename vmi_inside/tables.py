@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.environments import ProcessEnvs
     from vmi_inside.linux.ftrace_functions import FtraceFunctions
     from vmi_inside.linux.ftrace_ops import FtraceOps
+    from vmi_inside.linux.control_groups import ControlGroups
     from vmi_inside.linux.kernel_info import KernelInfo
     from vmi_inside.linux.kernel_keys import KernelKeys
     from vmi_inside.linux.kernel_log import KernelLog
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.stacks import ProcessStack
     from vmi_inside.linux.threads import Threads
     from vmi_inside.linux.tracepoints import Tracepoints
+    from vmi_inside.linux.timers import Timers
     from vmi_inside.table import Table
 
 T = TypeVar("T", bound="Table")
@@ -172,7 +174,7 @@ class Tables:
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
     kernel_info: Reading[KernelInfo] = Reading("linux.kernel_info:kernel_info", "The kernel that runs: one row.")
-    kernel_log: Reading[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
+    kernel_log: ReadingOfRecords[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
     mounts: Reading[Mounts] = Reading("linux.mounts:mounts", "Mounts of all mount namespaces.")
     block_devices: Reading[BlockDevices] = Reading("linux.block_devices:block_devices", "Disks and partitions.")
     iomem: Reading[Resources] = Reading("linux.resources:iomem", "Ranges of physical addresses, and what they are.")
@@ -210,3 +212,5 @@ class Tables:
         "linux.tracepoints:tracepoints", "Functions that are called at tracepoints."
     )
     gates: Reading[Gates] = Reading("control.gates.listing:gates", "What is denied to whom, and how often it was.")
+    timers: Reading[Timers] = Reading("linux.timers:timers", "Timers that wait, of all CPUs.")
+    cgroups: Reading[ControlGroups] = Reading("linux.control_groups:cgroups", "Control groups of all hierarchies.")

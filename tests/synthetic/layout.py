@@ -83,10 +83,21 @@ class SyntheticProfile:
         self.layout = layout
         self.symbols: dict[str, int] = {}
         self.enumerators: dict[str, int] = {}
+        self.rooms: dict[str, int] = {}
+        self.names: dict[int, str] = {}
 
     def extend(self, source: str) -> None:
         """More structs, or others of these names; members may be of types that are there."""
         self.layout.add(source)
+
+    def room(self, name: str) -> int:
+        return self.rooms[name]
+
+    def global_type(self, name: str) -> CType:
+        raise NoMember(name)
+
+    def symbol_at(self, address: int) -> tuple[str, int] | None:
+        return (self.names[address], 0) if address in self.names else None
 
     def enumerator(self, *names: str) -> int | None:
         return next((self.enumerators[name] for name in names if name in self.enumerators), None)

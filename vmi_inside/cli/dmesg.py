@@ -20,6 +20,7 @@ from vmi_inside.cli.sink import emit
 if TYPE_CHECKING:
     from vmi_inside.guest import Guest
     from vmi_inside.linux.kernel_log import KernelLog
+    from vmi_inside.table import Table
 
 _LEVELS: Final = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")
 _SHOWN: Final = plain("time", "level", "facility", "caller", "text")
@@ -80,9 +81,10 @@ def dmesg(
     interval: float,
     output: Output,
 ) -> None:
-    """The kernel's log, as dmesg shows it, from the ring in the guest's memory.
+    """The kernel's log, as dmesg shows it.
 
-    People see lines; with -o they see a table, with --format data. A line of several lines has its time before each.
+    It is read from the ring in the guest's memory: what was cleared with dmesg -C is still there. People see lines;
+    with -o they see a table, with --format data. A line of several lines has its time before each.
     """
     lines = output.format == "table" and not output.columns and not output.sort
     if not lines and not (follow or follow_new):
@@ -134,7 +136,7 @@ def _settled(table: KernelLog) -> KernelLog:
     return table.where(slice(0, count))
 
 
-def _lines(table: KernelLog, boot: int | None, decode: bool) -> Iterator[str]:
+def _lines(table: Table, boot: int | None, decode: bool) -> Iterator[str]:
     for row in table:
         when = _since_boot(row.time) if boot is None else moment(boot + int(row.time))
         words = f"{row.facility:<6}:{row.level:<6}: " if decode else ""

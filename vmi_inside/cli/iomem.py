@@ -35,7 +35,10 @@ Examples:
 @click.option("--name", "names", multiple=True, metavar="GLOB", help="Ranges whose name is like this.")
 @output_options
 def iomem(target: Target, ports: bool, names: tuple[str, ...], output: Output) -> None:
-    """Ranges of physical addresses and what they are, as root sees them in /proc/iomem."""
+    """Ranges of physical addresses, or of ports.
+
+    They are shown as root sees them in /proc/iomem and /proc/ioports.
+    """
     shown = (_ranges(4 if ports else 8), *plain("name"))
     list_table(
         target, output, "ioports" if ports else "iomem", shown,

@@ -26,9 +26,10 @@ Examples:
 @click.option("--type", "kinds", multiple=True, metavar="NAME,...", help="Keys of these types: keyring, user, logon.")
 @output_options
 def keys(target: Target, description: tuple[str, ...], kinds: tuple[str, ...], output: Output) -> None:
-    """Keys and keyrings of the kernel, as /proc/keys shows them, those of all users and namespaces.
+    """Keys and keyrings that the kernel keeps.
 
-    DESCRIPTION limits it to keys that are called so, or like that pattern. The keys' content is not read.
+    They are shown as in /proc/keys, those of all users and namespaces. DESCRIPTION limits it to keys that are called
+    so, or like that pattern. The keys' content is not read.
     """
     asked = {each.strip() for listed in kinds for each in listed.split(",")}
     filters: Filters = {

@@ -122,9 +122,10 @@ class _View:
     def read_only(self) -> Mask:
         """Which cannot be written: by themselves, or because their disk cannot (`bdev_read_only`, block/genhd.c)."""
         if not self.part.type.has("bd_device"):
-            return self.part.number("policy") != 0
+            refused: Mask = self.part.number("policy") != 0
+            return refused
         whole = self.disk.follow("part0", self.part.type)
-        out = self.disk.number("state") & _DISK_READ_ONLY != 0
+        out: Mask = self.disk.number("state") & _DISK_READ_ONLY != 0
         for rows in (self.part, whole):
             if rows.has("__bd_flags"):
                 out |= rows.number("__bd_flags.counter") & _READ_ONLY != 0

@@ -34,6 +34,18 @@ def wall_clock(kernel: Kernel) -> int | None:
         return None
 
 
+def monotonic(kernel: Kernel) -> int | None:
+    """Nanoseconds of the monotonic clock at the guest's last tick, or None where that cannot be told."""
+    try:
+        keeper = timekeeper(kernel).fetch("tkr_mono.base", "tkr_mono.xtime_nsec", "tkr_mono.shift")
+        if keeper.fault.any():
+            return None
+        rest = int(keeper.unsigned("tkr_mono.xtime_nsec")[0]) >> min(int(keeper.unsigned("tkr_mono.shift")[0]), 63)
+        return int(keeper.number("tkr_mono.base")[0]) + rest
+    except (ProfileError, MemoryFault):
+        return None
+
+
 def now(kernel: Kernel) -> float | None:
     """As `wall_clock`, None too where what the clock says is no date that could be."""
     seconds = wall_clock(kernel)

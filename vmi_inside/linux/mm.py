@@ -9,6 +9,7 @@ import numpy as np
 
 from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux import percpu
 from vmi_inside.structs import Structs
 from vmi_inside.types import I64, PAGE_SIZE, Mask
 
@@ -44,11 +45,10 @@ def counted_pages(kernel: Kernel, mms: Structs, kinds: tuple[int, ...]) -> tuple
     mms.fetch(*counts, *counters)
     pages = np.stack([mms.number(name) for name in counts], axis=1)
     rows = np.flatnonzero(mms.address)
-    cpus = kernel.percpu_offset
-    pending = np.stack([mms.pointer(name)[rows] for name in counters], axis=1)[:, :, None] + cpus[None, None, :]
-    raw, good = kernel.space.gather(pending.ravel(), 4)
-    pages[rows] += raw.view("<i4")[:, 0].reshape(pending.shape).sum(axis=2, dtype=np.int64)
-    ok[rows] = good.reshape(pending.shape).all(axis=(1, 2))
+    each = np.stack([mms.pointer(name)[rows] for name in counters], axis=1)
+    parts, whole = percpu.pending(kernel, each.ravel())
+    pages[rows] += parts.reshape(each.shape)
+    ok[rows] = whole.reshape(each.shape).all(axis=1)
     return pages, ok
 
 

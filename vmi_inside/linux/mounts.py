@@ -1,8 +1,8 @@
 """Mounts of all mount namespaces: what /proc/PID/mountinfo shows.
 
 Knows what a mount and its file system say of themselves (fs/mount.h, include/linux/fs.h, fs/proc_namespace.c). Where
-mounts are found is `mount_tree`'s knowledge. Options that a file system keeps to itself (`mode=`, `errors=`) are not
-in the flags, and how full it is is known of tmpfs alone.
+mounts are found is `mount_tree`'s knowledge, how full they are `capacity`'s. Options that a file system keeps to itself
+(`mode=`, `errors=`) are not in the flags.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.capacity import COUNTS, capacity
 from vmi_inside.linux.mount_tree import Found, mount_tree
 from vmi_inside.linux.opened import Opened
 from vmi_inside.linux.paths import paths
@@ -29,6 +30,11 @@ class Mounts(Table):
     path: Text  # where, from the root of its namespace
     type: Text  # of the file system
     blocks_size: I64  # bytes of one block
+    blocks: I64  # as statfs(2) says, of tmpfs and ext4; -1 of others, and so are the next four
+    blocks_free: I64
+    blocks_available: I64  # without those that are kept for root
+    inodes: I64
+    inodes_free: I64
     flags: Text  # of this mount: rw,nosuid,relatime
     super_flags: Text  # of the file system, for all its mounts: rw,sync
     root: Text  # the directory of the file system that is mounted
@@ -93,7 +99,9 @@ class _View:
         out = np.full(len(top), "/", dtype=object)
         rows = np.flatnonzero((top != self.blocks.pointer("s_root")) | (self.type == "nsfs"))
         at = Opened(self.kernel, top[rows], np.zeros(len(rows), dtype=np.uint64))
-        out[rows] = [each.replace(_UNLINKED, "//deleted") if each.endswith(_UNLINKED) else each for each in at.path]
+        out[rows] = [
+            f"{each.removesuffix(_UNLINKED)}//deleted" if each.endswith(_UNLINKED) else each for each in at.path
+        ]
         whole = np.ones(len(top), dtype=np.bool_)
         whole[rows] = at.path_whole
         self.faults.mark(~whole, "root not whole")
@@ -156,12 +164,24 @@ class _View:
             f"{each >> _MINOR_BITS}:{each & (1 << _MINOR_BITS) - 1}" for each in self.blocks.number("s_dev").tolist()
         )
 
+    @cached_property
+    def capacity(self) -> dict[str, I64]:
+        """How large the file systems are, and how full."""
+        counts, wrong = capacity(self.kernel, self.blocks.fetch("s_op", "s_fs_info"))
+        self.faults.mark(wrong, "capacity unreadable")
+        return counts
+
+
+def _count(name: str) -> Callable[[_View], Column]:
+    return lambda view: view.capacity[name]
+
 
 _COLUMNS: Final[dict[str, Callable[[_View], Column]]] = {
     "device": _View.device,
     "path": _View.path,
     "type": lambda view: view.type,
     "blocks_size": lambda view: view.blocks.number("s_blocksize"),
+    **{name: _count(name) for name in COUNTS},
     "flags": _View.flags,
     "super_flags": _View.super_flags,
     "root": _View.root,

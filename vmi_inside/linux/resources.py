@@ -13,6 +13,7 @@ import numpy as np
 
 from vmi_inside import walk
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.trees import descend
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask
 
@@ -28,9 +29,6 @@ class Resources(Table):
     address: U64  # of struct resource
 
 
-#: Ranges within ranges; real trees have five or six levels.
-DEPTH_LIMIT: Final = 64
-NODE_LIMIT: Final = 1 << 16
 #: IORESOURCE_BUSY.
 _BUSY: Final = 1 << 31
 _NAME_LIMIT: Final = 256
@@ -77,35 +75,9 @@ def _tree(kernel: Kernel, symbol: str) -> tuple[U64, I64, tuple[str, ...]]:
     """Addresses and depths of all below the root, each before its children, and where the tree was cut."""
     ctype = kernel.struct("resource")
     sibling = ctype.member("sibling").offset
-    root = kernel.symbol(symbol)
-    above = np.array([root], dtype=np.uint64)
-    children: dict[int, list[int]] = {}
-    seen = {root}
-    faults: list[str] = []
-    for _ in range(DEPTH_LIMIT):
-        first = kernel.structs(ctype, above).pointer("child")
-        found = walk.chains(kernel.space, first, sibling, what=symbol)
-        faults += found.faults
-        level = []
-        order = np.argsort(found.owner, kind="stable")
-        for owner, node in zip(found.owner[order].tolist(), found.address[order].tolist(), strict=True):
-            if node in seen or len(seen) > NODE_LIMIT:
-                faults.append(f"{symbol}: runs in a circle, or has too many ranges")
-                continue
-            seen.add(node)
-            level.append(node)
-            children.setdefault(int(above[owner]), []).append(node)
-        if not level:
-            break
-        above = np.array(level, dtype=np.uint64)
-    else:
-        faults.append(f"{symbol}: cut after {DEPTH_LIMIT} levels")
-    address: list[int] = []
-    depth: list[int] = []
-    todo = [(node, 0) for node in reversed(children.get(root, []))]
-    while todo:
-        node, level_of = todo.pop()
-        address.append(node)
-        depth.append(level_of)
-        todo += [(child, level_of + 1) for child in reversed(children.get(node, []))]
-    return np.array(address, dtype=np.uint64), np.array(depth, dtype=np.int64), tuple(faults)
+
+    def children(above: U64) -> walk.Walk:
+        return walk.chains(kernel.space, kernel.structs(ctype, above).pointer("child"), sibling, what=symbol)
+
+    found = descend(np.array([kernel.symbol(symbol)], dtype=np.uint64), children, symbol)
+    return found.address[1:], found.depth[1:] - 1, found.faults  # /proc does not show the root

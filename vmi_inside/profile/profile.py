@@ -152,6 +152,19 @@ class Profile:
         found = self.symbols.at(address - self.origin, first=first)
         return (self.symbols[found[0]].name, found[1]) if found else None
 
+    def room(self, name: str) -> int:
+        """Bytes from a symbol to the next one behind it: what its variable takes at the most; 0 where none follows.
+
+        Raises `NoSymbol`.
+        """
+        row = self.symbols.find(name)
+        if row is None:
+            raise NoSymbol(name)
+        fixed = self.symbols.fixed
+        values = self.symbols.values[:fixed] if row < fixed else self.symbols.values[fixed:]
+        behind = values[values > self.symbols.values[row]]
+        return int(behind.min() - self.symbols.values[row]) if len(behind) else 0
+
     def _address(self, row: int) -> int:
         value = int(self.symbols.values[row])
         return value if row < self.symbols.fixed else (value + self.origin) & MASK64
