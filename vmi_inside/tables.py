@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vmi_inside.linux.network.hooks import NetfilterHooks
     from vmi_inside.linux.network.interfaces import InterfaceDetails
     from vmi_inside.linux.network.neighbours import ArpCache
+    from vmi_inside.linux.network.nftables import Nftables
+    from vmi_inside.linux.network.nftables_sets import NftablesSets
     from vmi_inside.linux.network.routes import Routes
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
@@ -124,4 +126,10 @@ class Tables:
     )
     netfilter_hooks: Reading[NetfilterHooks] = Reading(
         "linux.network.hooks:netfilter_hooks", "Functions on netfilter's hooks, of all network namespaces."
+    )
+    nftables: Reading[Nftables] = Reading(
+        "linux.network.nftables:nftables", "Tables and chains of nftables, of all network namespaces."
+    )
+    nftables_sets: Reading[NftablesSets] = Reading(
+        "linux.network.nftables_sets:nftables_sets", "Sets and maps of nftables, of all network namespaces."
     )

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "routes": "vmi_inside.cli.routes:routes",
     "arp": "vmi_inside.cli.arp:arp",
     "netfilter": "vmi_inside.cli.netfilter:netfilter",
+    "nftables": "vmi_inside.cli.nftables:nftables",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
