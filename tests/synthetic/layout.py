@@ -94,3 +94,8 @@ class SyntheticProfile:
             if name in self.layout.structs:
                 return self.layout.structs[name]
         raise NoMember(" or ".join(names))
+
+    def symbol_at(self, address: int) -> tuple[str, int] | None:
+        below = [(at, name) for name, at in self.symbols.items() if at <= address < at + 4096]
+        at, name = max(below, default=(0, ""))
+        return (name, address - at) if name else None

@@ -134,7 +134,8 @@ class _Rows:
         """Which serve a table of iptables': what is handed to them is that table (since 5.13)."""
         plain = [each.partition("+")[0].partition(" ")[0] for each in self.symbol.tolist()]
         serving = np.array([each in ("ipt_do_table", "ip6t_do_table", "arpt_do_table") for each in plain], dtype=bool)
-        return serving & (self.entries.pointer("priv") != 0)
+        found: Mask = serving & (self.entries.pointer("priv") != 0)
+        return found
 
     def kind(self) -> Text:
         """What registered the function."""

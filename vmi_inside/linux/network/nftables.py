@@ -16,7 +16,7 @@ import numpy as np
 
 from vmi_inside import walk
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.loaded import loaded
+from vmi_inside.linux.code import Code
 from vmi_inside.linux.module_types import ModuleTypes, module_types
 from vmi_inside.linux.network import words
 from vmi_inside.linux.network.devices import namespaces
@@ -75,7 +75,8 @@ def nft_tables(kernel: Kernel) -> NftTables:
     none = np.empty(0, dtype=np.int64)
     module = module_types(kernel, _MODULE)
     number = module.symbols.get("nf_tables_net_id") if module else kernel.profile.find_symbol("nf_tables_net_id")
-    if number is None and _MODULE not in loaded(kernel).name:
+    modules = Code(kernel).modules if number is None else None
+    if number is None and not (modules and _MODULE in modules.name):
         return NftTables(None, none, ())
     if number is None or not (kernel.find_struct("nft_table") or (module and module.struct("nft_table"))):
         return NftTables(None, none, (_NO_TYPES,))
