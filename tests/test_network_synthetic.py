@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from vmi_inside.linux.network.neighbours import arp_cache
 from vmi_inside.linux.network.nftables import nftables
 from vmi_inside.linux.network.nftables_sets import nftables_sets
 from vmi_inside.linux.network.routes import routes
+from vmi_inside.profile.ctypes import CType
 from vmi_inside.table import Table
 
 TABLES: tuple[Callable[[Kernel], Table], ...] = (
@@ -198,3 +199,160 @@ def test_some_columns_cost_less(make: Callable[..., Table]) -> None:
     assert (table.columns, len(table)) == (("net_namespace", "fault"), len(whole))
     with pytest.raises(AttributeError, match="no column 'nonsense'"):
         make(guest.kernel, ["nonsense"])
+
+
+def faults(table: Table) -> list[str]:
+    return [fault for fault in table.fault.tolist() if fault]
+
+
+def pointers(ctype: CType, base: int = 0) -> Iterator[int]:
+    """Where in a struct pointers are."""
+    for member in ctype.members.values():
+        at = base + member.offset
+        if member.type.kind == "array" and member.type.target.kind == "pointer":
+            yield from range(at, at + member.size, 8)
+        elif member.type.kind == "pointer":
+            yield at
+        else:
+            yield from pointers(member.type, at)
+
+
+@pytest.mark.parametrize("wild", WILD[:3])
+def test_no_pointer_is_believed(wild: int) -> None:
+    """Each pointer of everything planted goes wild, one after the other; all tables end, and invent nothing."""
+    guest = NetworkGuest()
+    made = populate(guest)
+    kernel = guest.finish().kernel
+    planted = {
+        "net_device": made["eth"], "net": made["box"], "in_ifaddr": made["first"], "inet6_ifaddr": made["six"],
+        "fib_alias": made["alias"], "fib_info": made["info"], "nexthop": made["group"], "fib6_info": made["route6"],
+        "fib6_node": made["node6"], "neighbour": made["neighbour"], "pneigh_entry": made["proxy"],
+        "nft_table": made["table"], "nft_chain": made["chain"], "nft_set": made["set"],
+    }  # fmt: skip
+    before = [len(make(kernel)) for make in TABLES]
+    for struct_name, at in planted.items():
+        places = sorted(set(pointers(guest.profile.struct(struct_name))))
+        assert places
+        for place in places:
+            held = guest.space.read(at + place, 8)
+            guest.word(at + place, wild)
+            tables = [make(kernel) for make in TABLES]
+            guest.write(at + place, held)
+            for table, most in zip(tables, before, strict=True):
+                assert len(table) <= most + 1, (struct_name, place, table)
+    assert [len(make(kernel)) for make in TABLES] == before
+
+
+@pytest.mark.parametrize("wild", WILD)
+def test_wild_pointers_mark_their_rows_only(wild: int) -> None:
+    guest = NetworkGuest()
+    made = populate(guest)
+    guest.put("net_device", made["bridge"], dev_addr=wild, qdisc=wild, rtnl_link_ops=wild, netdev_ops=wild)
+    guest.put("fib_info", made["info"], fib_metrics=wild)
+    guest.put("fib6_info", made["route6"], nh=wild)
+    guest.put("neighbour", made["neighbour"], dev=wild)
+    guest.put("nft_set", made["set"], name=wild)
+    kernel = guest.finish().kernel
+    marked = [row for row in interface_details(kernel) if row.fault and row.net_namespace == 0xF0000001]
+    assert [row.interface for row in marked] == ["br0"]
+    assert {"mac unreadable", "kind unreadable", "qdisc unreadable"} <= set(marked[0].fault.split("; "))
+    table = routes(kernel)
+    assert [(row.destination, row.fault) for row in table if row.fault] == [
+        ("0.0.0.0", "metrics unreadable"),
+        ("2001:db8:1::", "next hop unreadable, or their number not believed"),
+    ]
+    table = arp_cache(kernel)
+    assert [(row.address, row.fault) for row in table if row.fault] == [("192.0.2.9", "interface unreadable")]
+    assert faults(nftables_sets(kernel)) == ["set unreadable"]
+
+
+def test_circles_end() -> None:
+    guest = NetworkGuest()
+    made = populate(guest)
+    link = guest.offset("net_device", "dev_list")
+    guest.word(made["bridge"] + link, made["lo"] + link)  # the list of devices never comes to its head
+    guest.put("in_ifaddr", made["first"], ifa_next=made["first"])
+    guest.word(made["node"] + 8, made["node"])  # a node of the trie is its own child
+    guest.word(made["alias"], made["alias"])
+    guest.put("fib6_node", made["node6"], left=made["node6"], right=made["node6"])
+    guest.put("fib6_info", made["route6"], fib6_next=made["route6"])
+    guest.word(made["neighbour"], made["neighbour"])
+    guest.word(made["proxy"], made["proxy"])
+    for struct_name, member, at in (("nft_chain", "rules", made["chain"]), ("nft_table", "sets", made["table"])):
+        first = guest.space.read_u64(at + guest.offset(struct_name, member))
+        guest.word(first, first)
+    kernel = guest.finish().kernel
+    for make in TABLES[:4]:
+        table = make(kernel)
+        assert 0 < len(table) < 20
+        assert any("circle" in note or "twice" in note for note in table.notes), make.__name__
+    for make in TABLES[5:]:
+        table = make(kernel)
+        assert 0 < len(table) < 20
+        assert any("circle" in note for note in table.notes)
+
+
+def test_numbers_that_lie() -> None:
+    guest = NetworkGuest()
+    made = populate(guest)
+    guest.put("net_device", made["bridge"], addr_len=255, mtu=(1 << 32) - 1)
+    guest.put("in_ifaddr", made["first"], ifa_prefixlen=255)
+    guest.put("inet6_ifaddr", made["six"], prefix_len=(1 << 32) - 1)
+    guest.put("key_vector", made["node"], bits=63)
+    guest.put("fib_info", made["info"], fib_nhs=(1 << 31) - 1)
+    guest.put("fib6_info", made["route6"], fib6_dst__plen=(1 << 31) - 1)
+    for name in ("arp_tbl", "nd_tbl"):
+        nht = guest.space.read_u64(guest.profile.symbols[name] + guest.offset("neigh_table", "nht"))
+        guest.put("neigh_hash_table", nht, hash_shift=(1 << 32) - 1)
+    guest.put("nf_hook_entries", made["hooks"], num_hook_entries=(1 << 16) - 1)
+    kernel = guest.finish().kernel
+    assert "mac unreadable" in faults(interface_details(kernel))
+    assert faults(interface_addresses(kernel)) == ["prefix length not believed"] * 2
+    table = routes(kernel)
+    assert [(row.destination, row.fault) for row in table if row.fault] == [
+        ("0.0.0.0", "next hop unreadable, or their number not believed"),
+        ("2001:db8:1::", "netmask not believed"),
+    ]
+    assert any("makes no sense" in note for note in table.notes)
+    assert any("not believed" in note for note in arp_cache(kernel).notes)
+    hooks = netfilter_hooks(kernel)
+    assert [row.hook for row in hooks] == ["INGRESS"]
+    assert any("not believed" in note for note in hooks.notes)
+    guest.write(guest.profile.symbols["nf_tables_net_id"], b"\xff" * 4)
+    assert any("not believed" in note for note in nftables(kernel).notes)
+
+
+def test_groups_that_lie() -> None:
+    guest = NetworkGuest()
+    eth = guest.device("eth0")
+    guest.new("nexthop")
+    wide = guest.nexthop_group(5, count=65535)
+    inside = guest.nexthop_group(6, (NOWHERE, 1), (wide, 2))
+    leaves = (
+        guest.leaf(f"10.{at}.0.0", guest.alias(guest.info(nh=group), 16)) for at, group in enumerate((wide, inside))
+    )
+    guest.table4(254, guest.inner(*leaves))
+    guest.table4(100, guest.leaf("10.9.0.0", guest.alias(guest.info(("192.0.2.1", eth), nhs=0), 16, 100)))
+    table = routes(guest.finish().kernel)
+    assert cells(table, "destination", "nexthop_id", "gateway") == [
+        ("10.9.0.0", 0, ""),
+        ("10.0.0.0", 5, ""),
+        ("10.1.0.0", 6, ""),
+        ("10.1.0.0", 6, ""),
+    ]
+    assert [bool(fault) for fault in table.fault.tolist()] == [False, True, True, True]
+
+
+def test_rounds_do_not_grow_with_devices_and_routes() -> None:
+    guest = NetworkGuest()
+    devices = [guest.device(f"tap{number}", mac=bytes(6)) for number in range(120)]
+    infos = [guest.info((f"10.0.0.{number % 250}", device)) for number, device in enumerate(devices)]
+    leaves = [guest.leaf(f"10.0.{number}.0", guest.alias(info, 24)) for number, info in enumerate(infos)]
+    guest.table4(254, guest.inner(*(guest.inner(*leaves[at : at + 8]) for at in range(0, 120, 8))))
+    kernel = guest.finish().kernel
+    for make, rounds in ((routes, 60), (interface_addresses, 150), (arp_cache, 60)):
+        make(kernel)
+        guest.memory.reset()
+        make(kernel)
+        assert guest.memory.gathers < rounds, make.__name__
+    assert len(routes(kernel)) == 120

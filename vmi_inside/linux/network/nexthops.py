@@ -46,9 +46,13 @@ def legs(kernel: Kernel, objects: U64, first: U64, count: I64, stride: int, behi
     lies `behind` bytes.
     """
     shared = objects != 0
-    own = _repeated(np.where(shared, np.uint64(0), first), np.where(shared, 0, np.clip(count, 1, _HOPS_LIMIT)), stride)
-    parts = [Legs(own[0], np.where(own[1] == 0, own[1], own[1] + np.uint64(behind)), _zeros(own[0]), _zeros(own[0]),
-                  np.zeros(len(own[0]), dtype=np.bool_))]  # fmt: skip
+    absurd = ~shared & ((count < 0) | (count > _HOPS_LIMIT))
+    none = absurd | (count == 0) | (first == 0)  # one row without a next hop
+    owner, address = _repeated(
+        np.where(none, np.uint64(0), first), np.where(shared, 0, np.where(none, 1, count)), stride
+    )
+    common = np.where(address == 0, address, address + np.uint64(behind))
+    parts = [Legs(owner, common, _zeros(owner), _zeros(owner), absurd[owner])]
     rows = np.flatnonzero(shared)
     if len(rows):
         unique, back = np.unique(objects[rows], return_inverse=True)
@@ -80,15 +84,17 @@ def _objects(kernel: Kernel, address: U64) -> Legs:
     group = kernel.structs("nh_group", np.where(grouped, rows.pointer("nh_info"), np.uint64(0))).fetch("num_nh")
     entry = kernel.struct("nh_grp_entry")
     first = np.where(grouped, group.address + np.uint64(group.type.member("nh_entries").offset), np.uint64(0))
-    count = np.where(grouped, np.clip(group.number("num_nh"), 1, _HOPS_LIMIT), 0)
-    owner, member = _repeated(first, count, entry.size)
+    told = group.number("num_nh")
+    absurd = grouped & ((told < 1) | (told > _HOPS_LIMIT))
+    count = np.where(grouped, np.where(absurd, 1, told), 0)
+    owner, member = _repeated(np.where(absurd, np.uint64(0), first), count, entry.size)
     entries = kernel.structs(entry, member).fetch("nh", "weight")
     singles = np.flatnonzero(~grouped)
     hops = kernel.structs("nexthop", np.concatenate((entries.pointer("nh"), address[singles])))
     info = hops.follow("nh_info", kernel.struct("nh_info"))
     owner = np.concatenate((owner, singles))
     weight = np.concatenate((entries.number("weight"), _zeros(singles)))
-    fault = (rows.fault | group.fault)[owner] | hops.fault
+    fault = (rows.fault | group.fault | absurd)[owner] | hops.fault
     fault[: len(member)] |= entries.fault
     return Legs(owner, info.at("fib_nhc"), weight, rows.number("id")[owner], fault)
 
