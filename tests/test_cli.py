@@ -454,7 +454,7 @@ def test_completion_offers(guest: FakeGuest, tmp_path: Path) -> None:
     assert complete(f"vmi-inside ss file:{tmp_path}/web") == [f"file:{tmp_path}/web.core", f"file:{tmp_path}/webs/"]
     assert complete("vmi-inside ps web01 -o pid,na") == ["pid,name"]
     assert complete("vmi-inside ss web01 --sort pid,-rx") == ["pid,-rx_queue"]
-    assert complete("vmi-inside i") == ["info"]
+    assert complete("vmi-inside inf") == ["info"]
 
 
 def test_completion_is_silent_on_errors(guest: FakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
