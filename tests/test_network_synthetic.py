@@ -18,11 +18,13 @@ from vmi_inside.linux.network.neighbours import arp_cache
 from vmi_inside.linux.network.nftables import nftables
 from vmi_inside.linux.network.nftables_sets import nftables_sets
 from vmi_inside.linux.network.routes import routes
+from vmi_inside.linux.network.xtables import xtables
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.table import Table
 
 TABLES: tuple[Callable[[Kernel], Table], ...] = (
     interface_details, interface_addresses, routes, arp_cache, netfilter_hooks, nftables, nftables_sets,
+    xtables,
 )  # fmt: skip
 WILD = [NOWHERE, HOLE, (1 << 64) - 8, 8, 0x1234_5678_9ABC_DEF0]
 KINDS: dict[str, dict[str, Any]] = {
@@ -81,6 +83,7 @@ def populate(guest: NetworkGuest) -> dict[str, int]:
     made["table"] = guest.nft_table("filter", chain, plain, sets=(made["set"],))
     made["chain"] = chain
     guest.nft_tables(made["table"], guest.nft_table("empty", family=10, flags=1))
+    made["xt"] = guest.xt_table("filter")
     made["hooks"] = guest.hooks(
         (guest.text["a_hook"], 0, -100), (guest.text["nft_do_chain"], chain, -5), (NOWHERE, 0, 300), kind=1
     )
@@ -184,6 +187,16 @@ def test_nftables(guest: NetworkGuest) -> None:
     assert cells(nftables_sets(kernel), *names) == [("filter", "hosts", "anonymous", 4, 7)]
 
 
+def test_legacy_tables(guest: NetworkGuest) -> None:
+    populate(guest)
+    table = xtables(guest.finish().kernel)
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    assert cells(table, "net_namespace", "family", "table", "hooks", "entries", "size", "module") == [
+        (0xF0000001, "ipv4", "filter", "INPUT FORWARD OUTPUT", 4, 632, "iptable_filter"),
+    ]
+
+
 @pytest.mark.parametrize("make", TABLES, ids=lambda make: make.__name__)
 def test_some_columns_cost_less(make: Callable[..., Table]) -> None:
     guest = NetworkGuest()
@@ -228,6 +241,7 @@ def test_no_pointer_is_believed(wild: int) -> None:
         "fib_alias": made["alias"], "fib_info": made["info"], "nexthop": made["group"], "fib6_info": made["route6"],
         "fib6_node": made["node6"], "neighbour": made["neighbour"], "pneigh_entry": made["proxy"],
         "nft_table": made["table"], "nft_chain": made["chain"], "nft_set": made["set"],
+        "xt_table": made["xt"],
     }  # fmt: skip
     before = [len(make(kernel)) for make in TABLES]
     for struct_name, at in planted.items():
@@ -281,6 +295,7 @@ def test_circles_end() -> None:
     for struct_name, member, at in (("nft_chain", "rules", made["chain"]), ("nft_table", "sets", made["table"])):
         first = guest.space.read_u64(at + guest.offset(struct_name, member))
         guest.word(first, first)
+    guest.word(made["xt"], made["xt"])
     kernel = guest.finish().kernel
     for make in TABLES[:4]:
         table = make(kernel)

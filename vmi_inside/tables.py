@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.network.nftables import Nftables
     from vmi_inside.linux.network.nftables_sets import NftablesSets
     from vmi_inside.linux.network.routes import Routes
+    from vmi_inside.linux.network.xtables import Xtables
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.sockets import OpenSockets
@@ -132,4 +133,7 @@ class Tables:
     )
     nftables_sets: Reading[NftablesSets] = Reading(
         "linux.network.nftables_sets:nftables_sets", "Sets and maps of nftables, of all network namespaces."
+    )
+    xtables: Reading[Xtables] = Reading(
+        "linux.network.xtables:xtables", "Tables of legacy iptables, of all network namespaces."
     )

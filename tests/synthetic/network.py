@@ -24,7 +24,23 @@ netns_nf 200
     hooks_ipv4 0 *nf_hook_entries[5]
     hooks_ipv6 40 *nf_hook_entries[5]
     hooks_arp 80 *nf_hook_entries[3]
+xt_pernet 256
+    tables 0 list_head[13]
+netns_xt 256
+    tables 0 list_head[13]
+module 1000
+    name 0 char[56]
+xt_table 96
+    list 0 list_head
+    valid_hooks 16 u32
+    private 24 *xt_table_info
+    me 40 *module
+    name 56 char[32]
+xt_table_info 64
+    size 0 u32
+    number 4 u32
 net 4096
+    {xt}
     list 0x28 list_head
     ns 0x70 ns_common
     dev_base_head 0x90 list_head
@@ -278,10 +294,12 @@ nft_set_ops 168
 _NEW = {
     "death_row": "death_row", "core": "core_stats 0x150 *net_device_core_stats", "tos": "fa_dscp",
     "buckets": "hash_heads", "link": "hash 0 hlist_node", "kind": "hook_ops_type 24 u8:8+0",
+    "xt": "",
 }  # fmt: skip
 _OLD = {
     "death_row": "u64", "core": "rx_dropped 0x150 atomic_long\n    tx_dropped 0x158 atomic_long", "tos": "fa_tos",
     "buckets": "hash_buckets", "link": "next 0 *neighbour", "kind": "pf 24 u8",
+    "xt": "xt 0xa00 netns_xt",
 }  # fmt: skip
 
 
@@ -297,9 +315,11 @@ class NetworkGuest(LinuxGuest):
         self.text = {name: self.global_(name, 64) for name in ("_stext", *FUNCTIONS)}
         self.profile.symbols["_etext"] = max(self.text.values()) + 64
         self.devices: dict[int, list[int]] = {}
+        self.xt: dict[int, int] = {}
         self.net_id = 3
         self.write(self.global_("nf_tables_net_id", 4), struct.pack("<I", self.net_id))
-        self.tables4: dict[tuple[int, int], int] = {}
+        self.xt_id = 4
+        self.write(self.global_("xt_pernet_id", 4), struct.pack("<I", self.xt_id))
         for name in ("arp_tbl", "nd_tbl"):
             hashed = self.new("neigh_hash_table", hash_shift=2)
             heads = self.alloc(8 * 4, "buckets")
@@ -318,6 +338,11 @@ class NetworkGuest(LinuxGuest):
         own = self.new("nftables_pernet")
         self.word(self.space.read_u64(net + self.offset("net", "gen")) + 8 * self.net_id, own)
         self.ring(own, [])
+        held = net + self.offset("net", "xt") if self.older else self.new("xt_pernet")
+        self.word(self.space.read_u64(net + self.offset("net", "gen")) + 8 * self.xt_id, 0 if self.older else held)
+        self.xt[net] = held
+        for family in range(13):
+            self.ring(held + 16 * family, [])
         self.devices[net] = []
         self.ring(net + self.offset("net", "dev_base_head"), [])
         return net
@@ -495,6 +520,14 @@ class NetworkGuest(LinuxGuest):
             self.put("nf_hook_entry", at + 8 + 16 * place, hook=function, priv=private)
             operations = self.new("nf_hook_ops", hook=function, priv=private, priority=priority, hook_ops_type=kind)
             self.word(at + 8 + 16 * number + 8 * place, operations)
+        return at
+
+    def xt_table(self, name: str, family: int = 2, **members: int) -> int:
+        """A table of legacy iptables, alone on its list."""
+        info = self.new("xt_table_info", number=4, size=632)
+        module = self.new("module", name=f"iptable_{name}".encode())
+        at = self.new("xt_table", name=name.encode(), private=info, me=module, valid_hooks=0xE, **members)
+        self.ring(self.xt[self.init_net] + 16 * family, [at])
         return at
 
     def nft_table(self, name: str, *chains: int, sets: tuple[int, ...] = (), family: int = 1, flags: int = 0) -> int:

@@ -38,13 +38,13 @@ class NetfilterHooks(Table):
     pointer: U64  # of the function
 
 
-_INET: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+INET_HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 #: Arrays of hooks in struct netns_nf, the family of each, and its hooks by number (include/uapi/linux/netfilter*.h).
 FAMILIES: Final = {
-    "nf.hooks_ipv4": ("ipv4", _INET),
-    "nf.hooks_ipv6": ("ipv6", _INET),
+    "nf.hooks_ipv4": ("ipv4", INET_HOOKS),
+    "nf.hooks_ipv6": ("ipv6", INET_HOOKS),
     "nf.hooks_arp": ("arp", ("INPUT", "OUTPUT", "FORWARD")),
-    "nf.hooks_bridge": ("bridge", (*_INET, "BROUTING")),
+    "nf.hooks_bridge": ("bridge", (*INET_HOOKS, "BROUTING")),
 }
 DEVICES: Final = {"nf_hooks_ingress": "INGRESS", "nf_hooks_egress": "EGRESS"}
 #: enum nf_hook_ops_type (5.14).

@@ -1,7 +1,7 @@
 """The packet filters of nftables: tables, their chains, how many rules each has.
 
 Knows `struct nftables_pernet`, `nft_table`, `nft_chain` and `nft_base_chain` (include/net/netfilter/nf_tables.h), types
-that the module brings along; so from 5.13 on, and of kernels whose modules have types in memory. Sets are
+that the module brings along; so of kernels whose modules have types in memory (5.11, Debian's from 6.1 on). Sets are
 `nftables_sets`' matter, what a rule says is left out.
 """
 
@@ -16,11 +16,8 @@ import numpy as np
 
 from vmi_inside import walk
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
-from vmi_inside.linux.module_types import ModuleTypes, module_types
 from vmi_inside.linux.network import words
-from vmi_inside.linux.network.devices import namespaces
-from vmi_inside.profile.ctypes import CType
+from vmi_inside.linux.network.pernet import Part, part
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask
@@ -50,9 +47,6 @@ HOOKS: Final = {3: ("input", "output", "forward"), 5: ("ingress", "egress")}
 _DORMANT: Final = 1 << 0  # NFT_TABLE_F_DORMANT
 _BASE: Final = 1 << 0  # NFT_CHAIN_BASE
 _NAME_LIMIT: Final = 256  # NFT_NAME_MAXLEN
-_MODULE: Final = "nf_tables"
-_ID_LIMIT: Final = 1 << 16
-_NO_TYPES: Final = "nftables: the kernel has no types of it in memory (BTF of modules, since 5.11)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,41 +56,21 @@ class NftTables:
     rows: Structs | None
     inode: I64
     faults: tuple[str, ...]
-    types: ModuleTypes | None = None
-
-    def struct(self, kernel: Kernel, name: str) -> CType:
-        """A struct of nftables', the kernel's own or the module's. Raises `NoMember`."""
-        found = kernel.find_struct(name) or (self.types.struct(name) if self.types else None)
-        return found or kernel.struct(name)
+    part: Part
 
 
 def nft_tables(kernel: Kernel) -> NftTables:
     """All tables of nftables. A kernel without nf_tables has none; of one without its types that is said."""
-    none = np.empty(0, dtype=np.int64)
-    module = module_types(kernel, _MODULE)
-    number = module.symbols.get("nf_tables_net_id") if module else kernel.profile.find_symbol("nf_tables_net_id")
-    modules = Code(kernel).modules if number is None else None
-    if number is None and not (modules and _MODULE in modules.name):
-        return NftTables(None, none, ())
-    if number is None or not (kernel.find_struct("nft_table") or (module and module.struct("nft_table"))):
-        return NftTables(None, none, (_NO_TYPES,))
-    known = namespaces(kernel)
-    index = int.from_bytes(kernel.space.read(number, 4), "little")
-    if index >= _ID_LIMIT:
-        return NftTables(None, none, (f"nftables: an id of {index} is not believed",))
-    generic = known.rows.follow("gen", kernel.struct("net_generic"))
-    # What belongs to a part of the kernel, in each namespace (net_generic, include/net/netns/generic.h).
-    where = np.where(generic.address == 0, np.uint64(0), generic.at("ptr") + np.uint64(8 * index))
-    held = kernel.structs("list_head", where)
-    made = NftTables(None, none, (), module)
-    table = made.struct(kernel, "nft_table")
-    own = Structs(kernel.space, made.struct(kernel, "nftables_pernet"), held.pointer("next"))
-    heads = own.at("tables")
-    found = walk.chains(kernel.space, own.pointer("tables.next"), end=heads, what="nftables")
-    order = np.argsort(found.owner, kind="stable")
-    rows = kernel.structs(table, found.address[order] - np.uint64(table.member("list").offset))
-    bad = ("nftables: a namespace's could not be read",) if (held.fault | own.fault).any() else ()
-    return NftTables(rows, known.inode[found.owner[order]], (*known.faults, *found.faults, *bad), module)
+    found = part(kernel, "nf_tables", "nf_tables_net_id", "nftables_pernet")
+    if found.own is None:
+        return NftTables(None, np.empty(0, dtype=np.int64), found.faults, found)
+    heads = found.own.at("tables")
+    listed = walk.chains(kernel.space, found.own.pointer("tables.next"), end=heads, what="nftables")
+    order = np.argsort(listed.owner, kind="stable")
+    ctype = found.struct(kernel, "nft_table")
+    rows = kernel.structs(ctype, listed.address[order] - np.uint64(ctype.member("list").offset))
+    bad = ("nftables: a namespace's could not be read",) if found.own.fault.any() else ()
+    return NftTables(rows, found.known.inode[listed.owner[order]], (*found.faults, *listed.faults, *bad), found)
 
 
 def names(kernel: Kernel, rows: Structs, faults: Faults, what: str) -> Text:
@@ -110,7 +84,7 @@ class _Rows:
     """Chains (n), and tables without any; `of` (n,) is the row of the table."""
 
     def __init__(self, kernel: Kernel, found: NftTables, tables: Structs) -> None:
-        chain = found.struct(kernel, "nft_chain")
+        chain = found.part.struct(kernel, "nft_chain")
         self.kernel = kernel
         self.found = found
         self.inode = found.inode
@@ -132,7 +106,7 @@ class _Rows:
     @cached_property
     def base(self) -> Structs:
         """The base chains: around the chains that hang on a hook; none for others."""
-        ctype = self.found.struct(self.kernel, "nft_base_chain")
+        ctype = self.found.part.struct(self.kernel, "nft_base_chain")
         hung = (self.chains.number("flags") & _BASE != 0) & ~self.chains.fault
         inner = Structs(self.kernel.space, self.chains.type, np.where(hung, self.chains.address, np.uint64(0)))
         rows = inner.holder(ctype, "chain").fetch("type", "policy", "ops.hooknum", "ops.priority")
@@ -168,7 +142,7 @@ class _Rows:
             wanted = np.where(self.family() == 5, self.base.pointer("hook_list.next"), np.uint64(0))
             found = walk.chains(self.kernel.space, wanted, end=heads, what="nftables' interfaces")
             self.notes += found.faults
-            hook = self.found.struct(self.kernel, "nft_hook")
+            hook = self.found.part.struct(self.kernel, "nft_hook")
             rows = self.kernel.structs(hook, found.address - np.uint64(hook.member("list").offset))
             if hook.has("ifname"):
                 shown = rows.text("ifname")

@@ -57,11 +57,11 @@ def nftables_sets(kernel: Kernel, columns: Iterable[str] | None = None) -> Nftab
         listed = walk.chains(kernel.space, tables.pointer("sets.next"), end=heads, what="nftables' sets")
         order = np.argsort(listed.owner, kind="stable")
         of = listed.owner[order]
-        ctype = found.struct(kernel, "nft_set")
+        ctype = found.part.struct(kernel, "nft_set")
         rows = kernel.structs(ctype, listed.address[order] - np.uint64(ctype.member("list").offset))
         rows.fetch("name", "flags", "klen", "dlen", "nelems.counter", "ndeact", "size")
         # Sets without a limit are counted since 6.15, when their kinds learned to say how much a limit is.
-        counted = found.struct(kernel, "nft_set_ops").has("adjust_maxsize")
+        counted = found.part.struct(kernel, "nft_set_ops").has("adjust_maxsize")
         elements = np.maximum(rows.number("nelems.counter") - rows.number("ndeact"), 0)
         faults = Faults(len(of))
         faults.mark(rows.fault, "set unreadable")
