@@ -30,7 +30,7 @@ def run(guest: LabGuest, *args: str) -> Result:
         (("nftables",), ("forward", "drop", "asleep (dormant)", "ingress")),
         (("nftables", "--sets"), ("addresses",)),
     ],
-    ids=lambda value: " ".join(value),
+    ids=" ".join,
 )
 def test_commands_show_what_is_there(lab_guest: LabGuest, args: tuple[str, ...], words: tuple[str, ...]) -> None:
     shown = run(lab_guest, *args)
