@@ -19,6 +19,7 @@ from vmi_inside.linux.network.nftables import nftables
 from vmi_inside.linux.network.nftables_sets import nftables_sets
 from vmi_inside.linux.network.routes import routes
 from vmi_inside.linux.network.xtables import xtables
+from vmi_inside.linux.sockets import process_open_sockets
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.table import Table
 
@@ -371,3 +372,18 @@ def test_rounds_do_not_grow_with_devices_and_routes() -> None:
         make(kernel)
         assert guest.memory.gathers < rounds, make.__name__
     assert len(routes(kernel)) == 120
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_the_other_ends_of_unix_sockets(kind: dict[str, Any]) -> None:
+    guest = NetworkGuest(**kind)
+    ends = [guest.sock(1, 1, 0, 1, struct="unix_sock", inode=inode) for inode in (100, 200)]
+    guest.put("unix_sock", ends[0], peer=ends[1])
+    guest.put("unix_sock", ends[1], peer=ends[0])
+    lost = guest.sock(1, 1, 0, 1, struct="unix_sock", inode=300, peer=NOWHERE)
+    for bucket, each in enumerate((*ends, lost)):
+        guest.hash_unix(each, bucket)
+    table = process_open_sockets(guest.finish().kernel, ["inode", "peer_inode"])
+    assert sorted(cells(table, "inode", "peer_inode", "fault")) == [
+        (100, 200, ""), (200, 100, ""), (300, 0, "peer unreadable"),
+    ]  # fmt: skip
