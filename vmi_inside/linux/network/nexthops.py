@@ -47,6 +47,7 @@ def legs(kernel: Kernel, objects: U64, first: U64, count: I64, stride: int, behi
     """
     shared = objects != 0
     absurd = ~shared & ((count < 0) | (count > _HOPS_LIMIT))
+    absurd |= _over(np.where(shared | absurd, 0, count))
     none = absurd | (count == 0) | (first == 0)  # one row without a next hop
     owner, address = _repeated(
         np.where(none, np.uint64(0), first), np.where(shared, 0, np.where(none, 1, count)), stride
@@ -57,15 +58,17 @@ def legs(kernel: Kernel, objects: U64, first: U64, count: I64, stride: int, behi
     if len(rows):
         unique, back = np.unique(objects[rows], return_inverse=True)
         found = _objects(kernel, unique)
-        # Each route takes all legs of its object.
-        of = np.argsort(found.owner, kind="stable")
+        # Each route takes all legs of its object; where that would be too many in all, the first.
+        order = np.argsort(found.owner, kind="stable")
         each = np.bincount(found.owner, minlength=len(unique))
-        start = (np.cumsum(each) - each)[back]
-        wanted = each[back]
-        at = np.repeat(start, wanted) + np.arange(int(wanted.sum())) - np.repeat(np.cumsum(wanted) - wanted, wanted)
-        leg = of[at[:TOTAL_LIMIT]]
-        route = np.repeat(rows, wanted)[:TOTAL_LIMIT]
-        parts.append(Legs(route, found.common[leg], found.weight[leg], found.identity[leg], found.fault[leg]))
+        cut = _over(each[back])
+        wanted = np.where(cut, 1, each[back])
+        at = np.repeat((np.cumsum(each) - each)[back], wanted)
+        within = np.arange(len(at)) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+        leg = order[at + within]
+        fault = found.fault[leg] | np.repeat(cut, wanted)
+        route = np.repeat(rows, wanted)
+        parts.append(Legs(route, found.common[leg], found.weight[leg], found.identity[leg], fault))
     owner = np.concatenate([part.owner for part in parts])
     order = np.argsort(owner, kind="stable")
     return Legs(
@@ -86,6 +89,7 @@ def _objects(kernel: Kernel, address: U64) -> Legs:
     first = np.where(grouped, group.address + np.uint64(group.type.member("nh_entries").offset), np.uint64(0))
     told = group.number("num_nh")
     absurd = grouped & ((told < 1) | (told > _HOPS_LIMIT))
+    absurd |= _over(np.where(grouped & ~absurd, told, 0))
     count = np.where(grouped, np.where(absurd, 1, told), 0)
     owner, member = _repeated(np.where(absurd, np.uint64(0), first), count, entry.size)
     entries = kernel.structs(entry, member).fetch("nh", "weight")
@@ -101,12 +105,16 @@ def _objects(kernel: Kernel, address: U64) -> Legs:
 
 def _repeated(first: U64, count: I64, stride: int) -> tuple[I64, U64]:
     """The owners and addresses of `count` (n,) structs in a row, from `first` (n,) on; 0 stays 0."""
-    total = np.cumsum(count)
-    count = np.where(total > TOTAL_LIMIT, 0, count)
     owner = np.repeat(np.arange(len(first)), count)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
     base = first[owner]
     return owner, np.where(base == 0, base, base + within.astype(np.uint64) * np.uint64(stride))
+
+
+def _over(count: I64) -> Mask:
+    """Which of these counts (n,) are more than is read in all, with those before them."""
+    over: Mask = (np.cumsum(count) > TOTAL_LIMIT) & (count > 1)
+    return over
 
 
 def _zeros(like: I64) -> I64:

@@ -191,15 +191,8 @@ def nftables(kernel: Kernel, columns: Iterable[str] | None = None) -> Nftables:
     with kernel.operation():
         found = nft_tables(kernel)
         if found.rows is None:
-            return Nftables(empty(Nftables, wanted), found.faults)
+            return Nftables.empty(wanted, found.faults)
         made = _Rows(kernel, found, found.rows)
         data = {name: _COLUMNS[name](made) for name in wanted if name in _COLUMNS}
         data["fault"] = made.faults.column()
         return Nftables(data, made.notes)
-
-
-def empty(table: type[Table], wanted: Iterable[str]) -> dict[str, Column]:
-    """The columns of a table without rows."""
-    kinds = {"text": object, "boolean": np.bool_, "unsigned": np.uint64}
-    told = table.describe()
-    return {name: np.zeros(0, dtype=kinds.get(told[name], np.int64)) for name in (*wanted, "fault")}

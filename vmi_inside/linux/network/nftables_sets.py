@@ -14,7 +14,7 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.network import words
-from vmi_inside.linux.network.nftables import FAMILIES, empty, names, nft_tables
+from vmi_inside.linux.network.nftables import FAMILIES, names, nft_tables
 from vmi_inside.table import Column, Faults, Table, Text
 from vmi_inside.types import I64, U64
 
@@ -51,7 +51,7 @@ def nftables_sets(kernel: Kernel, columns: Iterable[str] | None = None) -> Nftab
     with kernel.operation():
         found = nft_tables(kernel)
         if found.rows is None:
-            return NftablesSets(empty(NftablesSets, wanted), found.faults)
+            return NftablesSets.empty(wanted, found.faults)
         tables = found.rows.fetch("name", "family")
         heads = tables.at("sets")
         listed = walk.chains(kernel.space, tables.pointer("sets.next"), end=heads, what="nftables' sets")

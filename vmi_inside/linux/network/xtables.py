@@ -16,7 +16,6 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux.network import words
 from vmi_inside.linux.network.devices import namespaces
 from vmi_inside.linux.network.hooks import INET_HOOKS
-from vmi_inside.linux.network.nftables import empty
 from vmi_inside.linux.network.pernet import Part, part
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
@@ -59,7 +58,7 @@ def xtables(kernel: Kernel, columns: Iterable[str] | None = None) -> Xtables:
     with kernel.operation():
         holders, inode, found, member, faults = _heads(kernel)
         if holders is None:
-            return Xtables(empty(Xtables, wanted), faults)
+            return Xtables.empty(wanted, faults)
         families = holders.type.member(member).type.count
         step = kernel.struct("list_head").size
         heads = np.where(
