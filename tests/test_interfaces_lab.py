@@ -89,3 +89,25 @@ def test_every_interface_cell_by_cell(guest: LabGuest) -> None:
         few = seen.interface_details(["interface", "mtu"])
         assert few.columns == ("interface", "mtu", "fault")
         assert set(few.fault.tolist()) == {""}
+
+
+def test_a_virtio_card_and_its_router(lab_boot: Callable[..., LabGuest]) -> None:
+    guest = lab_boot(nic="virtio", workload="none")
+    guest.ask("ping -c 2 -W 5 10.0.2.2")
+    with guest.attach() as seen:
+        before = by_key(seen.interface_details())
+        said = {
+            (inode, row["ifindex"]): row for inode, rows in netlink.everywhere(guest, links).items() for row in rows
+        }
+        after = by_key(seen.interface_details())
+        (key,) = (key for key, row in said.items() if row["interface"] == "eth0")
+        for name, value in said[key].items():
+            low, high = before[key][name], after[key][name]
+            assert low <= value <= high if name in COUNTS else high == value, name
+        assert after[key]["ipackets"] >= 2
+        assert after[key]["fault"] == ""
+        router = {row.address: row for row in seen.arp_cache() if row.interface == "eth0"}["10.0.2.2"]
+        assert (router.mac, router.permanent) == ("52:55:0a:00:02:02", False)
+        assert router.mac in guest.ask("cat /proc/net/arp")
+        default = [row for row in seen.routes(["family", "destination", "netmask", "gateway"]) if not row.netmask]
+        assert ("inet", "10.0.2.2") in {(row.family, row.gateway) for row in default}

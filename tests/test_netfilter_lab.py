@@ -86,3 +86,22 @@ def test_what_the_hooks_serve(lab_boot: Callable[..., LabGuest], kernel: str) ->
             assert wire.chain == "early wire"
             assert {row.chain for row in legacy} == {"filter"}
             assert {row.kind for row in legacy} == {"iptables"}
+
+
+def test_tables_of_legacy_iptables(lab_boot: Callable[..., LabGuest]) -> None:
+    for guest in (lab_boot(), lab_boot(kernel="5.10-cloud")):
+        spaces = netlink.namespaces(guest)
+        said = set()
+        for inode, path in spaces.items():
+            for family, name in (("ipv4", "ip_tables_names"), ("ipv6", "ip6_tables_names")):
+                told = guest.ask(f"cat {path.removesuffix('ns/net')}net/{name}", check=False)
+                said |= {(inode, family, table) for table in told.split() if "/" not in told}
+        assert {table for _, _, table in said} == {"filter"}
+        with guest.attach() as seen:
+            table = seen.xtables()
+        assert table.notes == ()
+        assert set(table.fault.tolist()) == {""}
+        assert {(row.net_namespace, row.family, row.table) for row in table if row.net_namespace in spaces} == said
+        # Three policies and the mark at the end.
+        assert {(row.hooks, row.entries) for row in table} == {("INPUT FORWARD OUTPUT", 4)}
+        assert set(table.module.tolist()) <= {"iptable_filter", "ip6table_filter"}

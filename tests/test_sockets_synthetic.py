@@ -74,7 +74,8 @@ def test_tcp_in_every_shape(guest: LinuxGuest) -> None:
     assert set(table.fault) == {""}
     assert len(table) == 2 + 2 + 1 + 1 + 1
     common = {
-        "family": "inet", "protocol": "tcp", "type": "stream", "path": "", "net_namespace": 0xF0000001, "fault": "",
+        "family": "inet", "protocol": "tcp", "type": "stream", "path": "", "peer_inode": 0,
+        "net_namespace": 0xF0000001, "fault": "",
     }  # fmt: skip
     assert shown(table, listener) == [
         {

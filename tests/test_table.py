@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vmi_inside.errors import Unsupported
+from vmi_inside.linux.network.routes import Routes
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64
 
@@ -166,3 +167,10 @@ def test_faults_are_words_once_each_in_order() -> None:
     faults.mark(np.zeros(3, dtype=bool), "never")
     assert faults.column().tolist() == ["one; two", "two", "one"]
     assert Faults(0).column().tolist() == []
+
+
+def test_a_table_without_rows_has_its_columns() -> None:
+    table = Routes.empty(["family", "netmask", "pointer"], ["why"])
+    assert (table.columns, len(table), table.notes) == (("family", "netmask", "pointer", "fault"), 0, ("why",))
+    assert (table.netmask.dtype, table.pointer.dtype, table.family.dtype) == (np.int64, np.uint64, object)
+    assert table.to_dicts() == []

@@ -95,6 +95,13 @@ class Table:
             order = order[np.argsort(-rank if name.startswith("-") else rank, kind="stable")]
         return self.where(order)
 
+    @classmethod
+    def empty(cls, names: Iterable[str], notes: Iterable[str] = ()) -> Self:
+        """A table of these columns, and `fault`, without rows; `notes` say why."""
+        dtypes = {"text": object, "boolean": np.bool_, "unsigned": np.uint64, "real": np.float64}
+        words = cls.describe()
+        return cls({name: np.empty(0, dtype=dtypes.get(words[name], np.int64)) for name in (*names, "fault")}, notes)
+
     def to_dicts(self) -> list[dict[str, Any]]:
         """A list of dicts, one a row, of plain Python values."""
         names = self.columns

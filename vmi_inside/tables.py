@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from vmi_inside.linux.network.hooks import NetfilterHooks
     from vmi_inside.linux.network.interfaces import InterfaceDetails
     from vmi_inside.linux.network.neighbours import ArpCache
+    from vmi_inside.linux.network.nftables import Nftables
+    from vmi_inside.linux.network.nftables_sets import NftablesSets
     from vmi_inside.linux.network.routes import Routes
+    from vmi_inside.linux.network.xtables import Xtables
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.process_memory import ProcessMemory
     from vmi_inside.linux.processes import Processes
@@ -214,3 +217,12 @@ class Tables:
     gates: Reading[Gates] = Reading("control.gates.listing:gates", "What is denied to whom, and how often it was.")
     timers: Reading[Timers] = Reading("linux.timers:timers", "Timers that wait, of all CPUs.")
     cgroups: Reading[ControlGroups] = Reading("linux.control_groups:cgroups", "Control groups of all hierarchies.")
+    nftables: Reading[Nftables] = Reading(
+        "linux.network.nftables:nftables", "Tables and chains of nftables, of all network namespaces."
+    )
+    nftables_sets: Reading[NftablesSets] = Reading(
+        "linux.network.nftables_sets:nftables_sets", "Sets and maps of nftables, of all network namespaces."
+    )
+    xtables: Reading[Xtables] = Reading(
+        "linux.network.xtables:xtables", "Tables of legacy iptables, of all network namespaces."
+    )

@@ -41,6 +41,7 @@ class Shape:
     machine: str = "q35"  # or "pc"
     backing: str = "anon"  # or "memfd", "file"
     numa: int = 0  # nodes; 0 for no NUMA
+    nic: str = ""  # or "virtio", "e1000": a network card, the router 10.0.2.2 behind it
     append: str = ""  # more kernel parameters
     workload: str = "full"
 

@@ -190,6 +190,7 @@ def domain_xml(name: str, shape: Shape, vmlinuz: Path, image: Path, home: Path) 
     if shape.numa:
         cpu = cpu.replace("/>", "></cpu>", 1) if cpu.endswith("'/>") else cpu
         cpu = cpu.replace("</cpu>", f"<numa>{_cells(shape)}</numa></cpu>")
+    nic = f"<interface type='user'><model type='{shape.nic}'/></interface>" if shape.nic else ""
     return f"""\
 <domain type='qemu'>
   <name>{escape(name)}</name>
@@ -211,6 +212,7 @@ def domain_xml(name: str, shape: Shape, vmlinuz: Path, image: Path, home: Path) 
     <serial type='file'><source path='{escape(str(home))}/console.log'/><target port='0'/></serial>
     <serial type='unix'><source mode='bind' path='{escape(str(home))}/agent'/><target port='1'/></serial>
     <memballoon model='none'/>
+    {nic}
   </devices>
 </domain>
 """

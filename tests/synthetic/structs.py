@@ -263,6 +263,7 @@ unix_address 8
 unix_sock 1024
     sk 0 sock
     addr 800 *unix_address
+    peer 824 *sock
 bucket_table 64
     size 0 u32
     future_tbl 16 *bucket_table

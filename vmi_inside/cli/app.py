@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "routes": "vmi_inside.cli.routes:routes",
     "arp": "vmi_inside.cli.arp:arp",
     "netfilter": "vmi_inside.cli.netfilter:netfilter",
+    "nftables": "vmi_inside.cli.nftables:nftables",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "sql": "vmi_inside.cli.sql:sql",
     "snapshot": "vmi_inside.cli.snapshot:snapshot",

@@ -10,6 +10,11 @@ from vmi_inside.cli.network import namespace_option, namespaces
 from vmi_inside.cli.options import Target, output_options, target_options
 from vmi_inside.cli.output import Output
 
+_HOOKS = plain(
+    "net_namespace", "family", "hook", "priority", "interface", "function", "module", "kind", "chain"
+)  # fmt: skip
+_TABLES = plain("net_namespace", "family", "table", "hooks", "entries", "module")
+
 
 @click.command(
     epilog="""\b
@@ -17,17 +22,20 @@ Examples:
   vmi-inside netfilter web01
   vmi-inside netfilter web01 --module nf_tables
   vmi-inside netfilter web01 --hook prerouting --hook ingress -o +pointer
+  vmi-inside netfilter web01 --tables
   vmi-inside netfilter web01 --format json | jq '.[] | select(.module == "")'"""
 )
 @target_options
 @click.option("--hook", "hooks", multiple=True, metavar="NAME", help="On this hook: prerouting, input, ingress ...")
 @click.option("--module", "modules", multiple=True, metavar="GLOB", help="Functions of modules like this.")
+@click.option("--tables", is_flag=True, help="Tables of legacy iptables in place of hooks.")
 @namespace_option
 @output_options
 def netfilter(
     target: Target,
     hooks: tuple[str, ...],
     modules: tuple[str, ...],
+    tables: bool,
     net: tuple[tuple[int, ...], ...],
     output: Output,
 ) -> None:
@@ -36,13 +44,14 @@ def netfilter(
     A function that is nobody's code is marked: no module that the kernel lists has it. Ends with exit code 1 when
     something was asked for and nothing is there.
     """
+    if tables and hooks:
+        raise click.UsageError("--hook is of hooks, --tables shows tables.")
     filters: Filters = {
         **({"hook": like(each.upper() for each in hooks)} if hooks else {}),
         **({"module": like(modules)} if modules else {}),
         **namespaces(net),
     }
-    list_table(
-        target, output, "netfilter_hooks",
-        plain("net_namespace", "family", "hook", "priority", "interface", "function", "module", "kind", "chain"),
-        filters=filters, what="hook",
-    )  # fmt: skip
+    if tables:
+        list_table(target, output, "xtables", _TABLES, filters=filters, what="table")
+    else:
+        list_table(target, output, "netfilter_hooks", _HOOKS, filters=filters, what="hook")

@@ -118,10 +118,9 @@ class Zones:
 def percpu_sum(kernel: Kernel, counter: Structs) -> int:
     """A `percpu_counter` (one row) with what each CPU keeps; not below 0 (`percpu_counter_sum_positive`)."""
     counter.fetch("count", "counters")
-    raw, ok = kernel.space.gather(counter.pointer("counters")[0] + kernel.percpu_offset, 4)
-    if not ok.all():
-        counter.fault[:] = True
-    return max(int(counter.number("count")[0]) + int(raw.view("<i4").sum(dtype=np.int64)), 0)
+    more, whole = percpu.pending(kernel, counter.pointer("counters"))
+    counter.fault[~whole] = True
+    return max(int(counter.number("count")[0] + more[0]), 0)
 
 
 def pages(count: int) -> int:

@@ -68,6 +68,7 @@ class _Addresses:
         self.faults = Faults(len(self.owner))
         self.faults.mark(self.rows.fault, "address unreadable")
         self.faults.mark(self.devices.fault[self.owner], "interface unreadable")
+        self.faults.mark(self.prefix > 8 * self.width, "prefix length not believed")
 
     def bytes_of(self, member: str) -> Text:
         """An address, in network order, as text."""

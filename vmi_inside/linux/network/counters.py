@@ -34,6 +34,7 @@ _TYPE_TSTATS, _TYPE_DSTATS = 2, 3
 _MOVED: Final = {name: name for name in COUNTED[:4]}
 _PRIVATE_ALIGN: Final = 32  # NETDEV_ALIGN: where a driver's own struct begins behind the net_device
 _QUEUE_LIMIT: Final = 1 << 12
+_TOTAL_LIMIT: Final = 1 << 21  # structs that one kind of counts is added up from
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,9 @@ class _Counts:
 
     def summed(self, which: I64, pointer: U64, ctype: CType, names: Mapping[str, str]) -> None:
         """Add what is kept for each CPU: `pointer` (k,) are per-CPU, `names` say which member counts what."""
+        most = _TOTAL_LIMIT // len(self.kernel.percpu_offset)
+        self.fault[which[most:]] = True
+        which, pointer = which[:most], pointer[:most]
         every = pointer[:, None] + self.kernel.percpu_offset[None, :]
         every[pointer == 0] = 0
         kept = Structs(self.kernel.space, ctype, every.ravel())
@@ -221,7 +225,10 @@ def _virtio(made: _Counts, which: I64) -> bool:
 
 def _queues(made: _Counts, which: I64, first: U64, count: I64, ctype: CType, names: Mapping[str, str]) -> None:
     """Add what `count` (k,) structs in a row, from `first` (k,) on, count."""
-    count = np.where(first == 0, 0, np.clip(count, 0, _QUEUE_LIMIT))
+    count = np.where(first == 0, 0, np.maximum(count, 0))
+    absurd = (count > _QUEUE_LIMIT) | (np.cumsum(np.minimum(count, _QUEUE_LIMIT)) > _TOTAL_LIMIT)
+    made.fault[which[absurd]] = True
+    count = np.where(absurd, 0, count)
     owner = np.repeat(np.arange(len(first)), count)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
     queues = Structs(made.kernel.space, ctype, first[owner] + within.astype(np.uint64) * np.uint64(ctype.size))

@@ -38,19 +38,20 @@ class NetfilterHooks(Table):
     pointer: U64  # of the function
 
 
-_INET: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+INET_HOOKS: Final = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 #: Arrays of hooks in struct netns_nf, the family of each, and its hooks by number (include/uapi/linux/netfilter*.h).
 FAMILIES: Final = {
-    "nf.hooks_ipv4": ("ipv4", _INET),
-    "nf.hooks_ipv6": ("ipv6", _INET),
+    "nf.hooks_ipv4": ("ipv4", INET_HOOKS),
+    "nf.hooks_ipv6": ("ipv6", INET_HOOKS),
     "nf.hooks_arp": ("arp", ("INPUT", "OUTPUT", "FORWARD")),
-    "nf.hooks_bridge": ("bridge", (*_INET, "BROUTING")),
+    "nf.hooks_bridge": ("bridge", (*INET_HOOKS, "BROUTING")),
 }
 DEVICES: Final = {"nf_hooks_ingress": "INGRESS", "nf_hooks_egress": "EGRESS"}
 #: enum nf_hook_ops_type (5.14).
 KINDS: Final = {0: "", 1: "nftables", 2: "bpf", 3: "flowtable"}
 _NFTABLES: Final = 1
 _HOOKS_LIMIT: Final = 1024  # MAX_HOOK_COUNT (net/netfilter/core.c)
+_TOTAL_LIMIT: Final = 1 << 18
 _POINTER: Final = 8
 _NAME_LIMIT: Final = 256  # NFT_NAME_MAXLEN
 
@@ -101,7 +102,8 @@ class _Rows:
         lists = kernel.structs("nf_hook_entries", places.entries).fetch("num_hook_entries")
         told = lists.number("num_hook_entries")
         count = np.where(told <= _HOOKS_LIMIT, told, 0)
-        if lists.fault.any() or (told > _HOOKS_LIMIT).any():
+        count = np.where(np.cumsum(count) <= _TOTAL_LIMIT, count, 0)
+        if lists.fault.any() or (told != count).any():
             self.notes.append("hooks: a list could not be read, or its length is not believed")
         self.place = np.repeat(np.arange(len(told)), count)
         within = np.arange(len(self.place)) - np.repeat(np.cumsum(count) - count, count)
@@ -134,7 +136,8 @@ class _Rows:
         """Which serve a table of iptables': what is handed to them is that table (since 5.13)."""
         plain = [each.partition("+")[0].partition(" ")[0] for each in self.symbol.tolist()]
         serving = np.array([each in ("ipt_do_table", "ip6t_do_table", "arpt_do_table") for each in plain], dtype=bool)
-        return serving & (self.entries.pointer("priv") != 0)
+        found: Mask = serving & (self.entries.pointer("priv") != 0)
+        return found
 
     def kind(self) -> Text:
         """What registered the function."""
@@ -145,10 +148,7 @@ class _Rows:
         out = np.full(len(self.place), "", dtype=object)
         served = self.entries.pointer("priv")
         chains = np.flatnonzero((self.types == _NFTABLES) & (served != 0))
-        chain, table = (
-            find_struct(self.kernel, "nf_tables", "nft_chain"),
-            find_struct(self.kernel, "nf_tables", "nft_table"),
-        )
+        chain, table = (find_struct(self.kernel, "nf_tables", name) for name in ("nft_chain", "nft_table"))
         if len(chains) and chain is not None and table is not None:
             rows = self.kernel.structs(chain, served[chains]).fetch("name", "table")
             owners = rows.follow("table", table)
@@ -182,7 +182,7 @@ def netfilter_hooks(kernel: Kernel, columns: Iterable[str] | None = None) -> Net
     NetfilterHooks.check(wanted)
     with kernel.operation():
         if kernel.find_struct("nf_hook_entries") is None:
-            return _empty(wanted, "this kernel has no netfilter, or one older than 4.14")
+            return NetfilterHooks.empty(wanted, ("this kernel has no netfilter, or one older than 4.14",))
         places = _places(kernel)
         rows = _Rows(kernel, places)
         priority = rows.operations.number("priority")
@@ -202,9 +202,3 @@ def netfilter_hooks(kernel: Kernel, columns: Iterable[str] | None = None) -> Net
         data["fault"] = rows.faults.column()
         order = np.argsort(data["net_namespace"], kind="stable")
         return NetfilterHooks({name: data[name][order] for name in (*wanted, "fault")}, rows.notes)
-
-
-def _empty(wanted: list[str], note: str) -> NetfilterHooks:
-    kinds = NetfilterHooks.describe()
-    made = {name: np.zeros(0, dtype=object if kinds[name] == "text" else np.int64) for name in (*wanted, "fault")}
-    return NetfilterHooks(made, (note,))

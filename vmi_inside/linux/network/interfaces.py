@@ -133,8 +133,9 @@ class _Interfaces:
         live = np.flatnonzero(pointer)
         raw = np.zeros((len(pointer), words.HARDWARE_LIMIT), dtype=np.uint8)
         raw[live], ok = self.kernel.space.gather(pointer[live], words.HARDWARE_LIMIT)
-        self.faults.mark(_spread(live[~ok], len(pointer)), "mac unreadable")
-        return words.hardware(raw, self.rows.number("addr_len"))
+        size = self.rows.number("addr_len")
+        self.faults.mark(_spread(live[~ok], len(pointer)) | (size > words.HARDWARE_LIMIT), "mac unreadable")
+        return words.hardware(raw, size)
 
     def master(self) -> Text:
         """Names of the devices above that have made it theirs (`netdev_master_upper_dev_get`)."""

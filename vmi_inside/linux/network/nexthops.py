@@ -46,22 +46,29 @@ def legs(kernel: Kernel, objects: U64, first: U64, count: I64, stride: int, behi
     lies `behind` bytes.
     """
     shared = objects != 0
-    own = _repeated(np.where(shared, np.uint64(0), first), np.where(shared, 0, np.clip(count, 1, _HOPS_LIMIT)), stride)
-    parts = [Legs(own[0], np.where(own[1] == 0, own[1], own[1] + np.uint64(behind)), _zeros(own[0]), _zeros(own[0]),
-                  np.zeros(len(own[0]), dtype=np.bool_))]  # fmt: skip
+    absurd = ~shared & ((count < 0) | (count > _HOPS_LIMIT))
+    absurd |= _over(np.where(shared | absurd, 0, count))
+    none = absurd | (count == 0) | (first == 0)  # one row without a next hop
+    owner, address = _repeated(
+        np.where(none, np.uint64(0), first), np.where(shared, 0, np.where(none, 1, count)), stride
+    )
+    common = np.where(address == 0, address, address + np.uint64(behind))
+    parts = [Legs(owner, common, _zeros(owner), _zeros(owner), absurd[owner])]
     rows = np.flatnonzero(shared)
     if len(rows):
         unique, back = np.unique(objects[rows], return_inverse=True)
         found = _objects(kernel, unique)
-        # Each route takes all legs of its object.
-        of = np.argsort(found.owner, kind="stable")
+        # Each route takes all legs of its object; where that would be too many in all, the first.
+        order = np.argsort(found.owner, kind="stable")
         each = np.bincount(found.owner, minlength=len(unique))
-        start = (np.cumsum(each) - each)[back]
-        wanted = each[back]
-        at = np.repeat(start, wanted) + np.arange(int(wanted.sum())) - np.repeat(np.cumsum(wanted) - wanted, wanted)
-        leg = of[at[:TOTAL_LIMIT]]
-        route = np.repeat(rows, wanted)[:TOTAL_LIMIT]
-        parts.append(Legs(route, found.common[leg], found.weight[leg], found.identity[leg], found.fault[leg]))
+        cut = _over(each[back])
+        wanted = np.where(cut, 1, each[back])
+        at = np.repeat((np.cumsum(each) - each)[back], wanted)
+        within = np.arange(len(at)) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+        leg = order[at + within]
+        fault = found.fault[leg] | np.repeat(cut, wanted)
+        route = np.repeat(rows, wanted)
+        parts.append(Legs(route, found.common[leg], found.weight[leg], found.identity[leg], fault))
     owner = np.concatenate([part.owner for part in parts])
     order = np.argsort(owner, kind="stable")
     return Legs(
@@ -80,27 +87,34 @@ def _objects(kernel: Kernel, address: U64) -> Legs:
     group = kernel.structs("nh_group", np.where(grouped, rows.pointer("nh_info"), np.uint64(0))).fetch("num_nh")
     entry = kernel.struct("nh_grp_entry")
     first = np.where(grouped, group.address + np.uint64(group.type.member("nh_entries").offset), np.uint64(0))
-    count = np.where(grouped, np.clip(group.number("num_nh"), 1, _HOPS_LIMIT), 0)
-    owner, member = _repeated(first, count, entry.size)
+    told = group.number("num_nh")
+    absurd = grouped & ((told < 1) | (told > _HOPS_LIMIT))
+    absurd |= _over(np.where(grouped & ~absurd, told, 0))
+    count = np.where(grouped, np.where(absurd, 1, told), 0)
+    owner, member = _repeated(np.where(absurd, np.uint64(0), first), count, entry.size)
     entries = kernel.structs(entry, member).fetch("nh", "weight")
     singles = np.flatnonzero(~grouped)
     hops = kernel.structs("nexthop", np.concatenate((entries.pointer("nh"), address[singles])))
     info = hops.follow("nh_info", kernel.struct("nh_info"))
     owner = np.concatenate((owner, singles))
     weight = np.concatenate((entries.number("weight"), _zeros(singles)))
-    fault = (rows.fault | group.fault)[owner] | hops.fault
+    fault = (rows.fault | group.fault | absurd)[owner] | hops.fault
     fault[: len(member)] |= entries.fault
     return Legs(owner, info.at("fib_nhc"), weight, rows.number("id")[owner], fault)
 
 
 def _repeated(first: U64, count: I64, stride: int) -> tuple[I64, U64]:
     """The owners and addresses of `count` (n,) structs in a row, from `first` (n,) on; 0 stays 0."""
-    total = np.cumsum(count)
-    count = np.where(total > TOTAL_LIMIT, 0, count)
     owner = np.repeat(np.arange(len(first)), count)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
     base = first[owner]
     return owner, np.where(base == 0, base, base + within.astype(np.uint64) * np.uint64(stride))
+
+
+def _over(count: I64) -> Mask:
+    """Which of these counts (n,) are more than is read in all, with those before them."""
+    over: Mask = (np.cumsum(count) > TOTAL_LIMIT) & (count > 1)
+    return over
 
 
 def _zeros(like: I64) -> I64:

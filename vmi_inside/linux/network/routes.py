@@ -138,12 +138,14 @@ class _Rows:
         self.of = said.legs.owner
         self.faults = Faults(len(self.of))
         self.faults.mark(said.fault[self.of], "route unreadable")
+        odd = (said.bits < 0) | (said.bits > 8 * said.destination.shape[1])
+        self.faults.mark(odd[self.of], "netmask not believed")
 
     @cached_property
     def hops(self) -> Hops:
         """The next hops."""
         made = Hops(self.kernel, self.said.legs)
-        self.faults.mark(made.fault, "next hop unreadable")
+        self.faults.mark(made.fault, "next hop unreadable, or their number not believed")
         self.faults.mark(made.device.fault, "interface unreadable")
         return made
 

@@ -277,13 +277,29 @@ class SocketRows:
     @cached_property
     def inode(self) -> I64:
         """Inode numbers of the sockets' files; 0 for those that have none."""
+        inode, fault = self._inodes(self.sock.pointer("sk_socket"))
+        self.faults.mark(fault, "inode unreadable")
+        return inode
+
+    def _inodes(self, pointer: U64) -> tuple[I64, Mask]:
+        """Inode numbers of `struct socket`s, which lie beside their inodes, and which could not be read."""
         holder = self.kernel.struct("socket_alloc")
         offset = np.uint64(holder.member("socket").offset)
-        pointer = self.sock.pointer("sk_socket")
         rows = self.kernel.structs(holder, np.where(pointer == 0, np.uint64(0), pointer - offset))
-        inode = rows.number("vfs_inode.i_ino")
-        self.faults.mark(rows.fault, "inode unreadable")
-        return inode
+        return rows.number("vfs_inode.i_ino"), rows.fault
+
+    def peer_inode(self) -> I64:
+        """Inode numbers of the other ends of unix sockets; 0 for those that have none."""
+        out = np.zeros(len(self.address), dtype=np.int64)
+        rows = np.flatnonzero(self.whole & (self.family == UNIX))
+        ctype = self.kernel.find_struct("unix_sock")
+        if not len(rows) or ctype is None:
+            return out
+        own = self.kernel.structs(ctype, self.address[rows])
+        peers = own.follow("peer", self.kernel.struct("sock")).fetch("sk_socket")
+        out[rows], fault = self._inodes(peers.pointer("sk_socket"))
+        self.faults.mark(_spread(rows, own.fault | peers.fault | fault, len(out)), "peer unreadable")
+        return out
 
     def net_namespaces(self) -> I64:
         """Inode numbers of the sockets' network namespaces."""
@@ -336,6 +352,7 @@ _COLUMNS: dict[str, Callable[[SocketRows], Column]] = {
     "tx_queue": lambda rows: rows.queues[1],
     "uid": lambda rows: rows.uid,
     "inode": lambda rows: rows.inode,
+    "peer_inode": SocketRows.peer_inode,
     "net_namespace": SocketRows.net_namespaces,
     "address": lambda rows: rows.address,
 }

@@ -38,6 +38,7 @@ class OpenSockets(Table):
     tx_queue: I64  # bytes; a listener's backlog
     uid: I64
     inode: I64
+    peer_inode: I64  # of a unix socket's other end; 0 for none
     net_namespace: I64  # inode number
     pid: I64  # -1: held by no process
     fd: I64  # -1: held by no process
