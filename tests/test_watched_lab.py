@@ -201,3 +201,17 @@ def test_tracepoints_in_use(guest: LabGuest) -> None:
     assert set(found) <= {"sched_switch", "sched_wakeup", "sched_wakeup_new"}
     raw = next(row for row in table if row.name == "sched_process_exit")
     assert raw.data_address in holds
+
+
+def test_uprobes(guest: LabGuest) -> None:
+    listed = guest.ask("cat /sys/kernel/tracing/uprobe_events").split()
+    assert listed[0] == "p:lab/start"
+    path, _, offset = listed[1].partition(":")
+    inode = int(guest.ask(f"stat -c %i {path}"))
+    with guest.attach() as seen:
+        table = seen.uprobes()
+    assert table.notes == ()
+    (row,) = table
+    assert (row.path, row.inode, row.offset, row.event) == (path, inode, int(offset, 16), "lab:start")
+    assert (row.handler, row.return_handler, row.owner) == ("uprobe_dispatcher", "", "kernel")
+    assert (row.users, row.fault) == (1, "")

@@ -17,6 +17,7 @@ from vmi_inside.linux.ftrace_functions import ftrace_functions
 from vmi_inside.linux.ftrace_ops import ftrace_ops
 from vmi_inside.linux.kprobes import kprobes
 from vmi_inside.linux.tracepoints import tracepoints
+from vmi_inside.linux.uprobes import uprobes
 from vmi_inside.table import Table
 
 WILD = pytest.mark.parametrize("wild", [NOWHERE, HOLE, 8, (1 << 64) - 8, 0x1234_5678_9ABC_DEF0])
@@ -25,7 +26,7 @@ NOBODY = 0xFFFF_FFFF_A000_0000
 
 @pytest.mark.parametrize(
     "table",
-    [bpf_programs, bpf_maps, bpf_links, kprobes, ftrace_ops, ftrace_functions, tracepoints],
+    [bpf_programs, bpf_maps, bpf_links, kprobes, ftrace_ops, ftrace_functions, tracepoints, uprobes],
     ids=lambda table: table.__name__,
 )
 def test_a_kernel_that_has_none_says_so(table: Callable[[Kernel], Table]) -> None:
@@ -301,3 +302,54 @@ def test_tracepoints_that_lie(wild: int) -> None:
     assert len(table) == 64 + 1 + 1
     guest.profile.symbols["__stop___tracepoints_ptrs"] = stop + (1 << 40)
     assert len(tracepoints(guest.kernel).notes) >= 1
+
+
+# -- uprobes --------------------------------------------------------------------------------------------------------
+
+
+def programs_probed(guest: TracedGuest) -> dict[str, int]:
+    """Two users of one probe, one of them an event; a probe that nobody uses."""
+    dispatcher = guest.function("uprobe_dispatcher")
+    event = guest.new("trace_probe_event", call__name=guest.string("tls"))
+    guest.poke("trace_probe_event", event, "call.class", guest.new("trace_event_class", system=guest.string("lab")))
+    traced = guest.new("trace_uprobe", filename=guest.string("/lib/libssl.so"), tp__event=event)
+    mine = traced + guest.offset("trace_uprobe", "consumer")
+    guest.put("uprobe_consumer", mine, handler=dispatcher)
+    other = guest.new("uprobe_consumer", ret_handler=NOBODY)
+    first, second = guest.uprobe(0x1000, mine, other), guest.uprobe(0x2000)
+    guest.tree("uprobes_tree", first, right=second)
+    guest.finish()
+    return {"first": first, "second": second, "mine": mine, "other": other, "traced": traced}
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["newer", "older"])
+def test_uprobes(older: bool) -> None:
+    guest = TracedGuest(older=older)
+    programs_probed(guest)
+    table = uprobes(guest.kernel)
+    assert table.notes == ()
+    assert [row[:8] for row in table] == [
+        ("/lib/libssl.so", 12, 0x1000, "uprobe_dispatcher", "", "kernel", "lab:tls", 2),
+        ("", 12, 0x1000, "", f"{NOBODY:#x}", "", "", 2),
+        ("", 12, 0x2000, "", "", "", "", 0),
+    ]
+    assert table.fault.tolist() == ["", "its handler is nobody's code", ""]
+
+
+@WILD
+def test_uprobes_that_lie(wild: int) -> None:
+    guest = TracedGuest()
+    at = programs_probed(guest)
+    guest.word(at["other"] + 24, at["mine"] + 24)  # a circle that does not meet its head
+    guest.put("trace_uprobe", at["traced"], filename=wild, tp__event=wild)
+    guest.put("uprobe", at["second"], inode=wild)
+    table = uprobes(guest.kernel)
+    assert any("circle" in note for note in table.notes)
+    assert "path unreadable" in table.fault[0]
+    assert "inode unreadable" in table.fault[2]
+    guest.put("rb_node", at["second"], rb_left=at["first"], rb_right=wild)
+    table = uprobes(guest.kernel)
+    assert len(table) == 3
+    assert any("twice" in note or "read" in note for note in table.notes)
+    guest.word(guest.profile.symbols["uprobes_tree"], wild)
+    assert len(uprobes(guest.kernel)) == 0

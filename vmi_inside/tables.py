@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.threads import Threads
     from vmi_inside.linux.tracepoints import Tracepoints
+    from vmi_inside.linux.uprobes import Uprobes
     from vmi_inside.table import Table
 
 T = TypeVar("T", bound="Table")
@@ -131,3 +132,4 @@ class Tables:
     tracepoints: Reading[Tracepoints] = Reading(
         "linux.tracepoints:tracepoints", "Functions that are called at tracepoints."
     )
+    uprobes: Reading[Uprobes] = Reading("linux.uprobes:uprobes", "Where programs are probed, and by whom.")

@@ -100,7 +100,21 @@ kretprobe 168
 trace_kprobe 256
     rp 24 kretprobe
     tp 208 trace_probe
+rb_node 24
+    __rb_parent_color 0 u64
+    rb_right 8 *rb_node
+    rb_left 16 *rb_node
+uprobe 232
+    rb_node 0 rb_node
+    consumers 112 {consumers}
+    inode 128 *inode
+    offset 168 i64
+uprobe_consumer 48
+    handler 0 *void
+    ret_handler 8 *void
+    {link}
 trace_uprobe 176
+    consumer 24 uprobe_consumer
     filename 88 *char
     offset 104 u64
     tp 128 trace_probe
@@ -155,15 +169,16 @@ class TracedGuest(WatchedGuest):
 
     def __init__(self, **kind: bool) -> None:
         super().__init__(**kind)  # type: ignore[arg-type]
-        self.learn(_BPF)
+        consumers, link = ("*uprobe_consumer", "next 24 *uprobe_consumer") if self.older else (
+            "list_head", "cons_node 24 list_head"
+        )  # fmt: skip
+        self.learn(_BPF.format(consumers=consumers, link=link))
         self.profile.enums |= {
             "bpf_prog_type": PROG_TYPES,
             "bpf_map_type": {"BPF_MAP_TYPE_UNSPEC": 0, "BPF_MAP_TYPE_HASH": 1},
             "bpf_link_type": {
                 f"BPF_LINK_TYPE_{name}": value
-                for name, value in {
-                    "RAW_TRACEPOINT": 1, "CGROUP": 3, "PERF_EVENT": 7, "KPROBE_MULTI": 8,
-                }.items()
+                for name, value in {"RAW_TRACEPOINT": 1, "CGROUP": 3, "PERF_EVENT": 7, "KPROBE_MULTI": 8}.items()
             },
             "bpf_attach_type": {"BPF_CGROUP_INET_INGRESS": 0, "BPF_CGROUP_INET_EGRESS": 1},
             "events": {"TRACE_EVENT_FL_TRACEPOINT": 8, "TRACE_EVENT_FL_KPROBE": 32, "TRACE_EVENT_FL_UPROBE": 64},
@@ -211,6 +226,26 @@ class TracedGuest(WatchedGuest):
 
     def probe(self, address: int, handler: int, **members: int) -> int:
         return self.new("kprobe", addr=address, pre_handler=handler, **members)
+
+    def uprobe(self, offset: int, *consumers: int, inode: int = 0) -> int:
+        """A probe of a program, with its users."""
+        at = self.new("uprobe", offset=offset, inode=inode or self.new("inode", i_ino=12))
+        link = 24
+        head = at + self.offset("uprobe", "consumers")
+        if self.older:
+            self.chain(head, [])
+            for here, after in zip([head, *(each + link for each in consumers)], [*consumers, 0], strict=True):
+                self.word(here, after)
+        else:
+            self.listed(head, [each + link for each in consumers])
+        return at
+
+    def tree(self, symbol: str, root: int, left: int = 0, right: int = 0) -> None:
+        """A tree of at most three nodes."""
+        self.number(symbol, root)
+        self.put("rb_node", root, rb_left=left, rb_right=right, __rb_parent_color=1)
+        for each in filter(None, (left, right)):
+            self.put("rb_node", each, __rb_parent_color=root)
 
     def hash(self, *functions: int) -> int:
         """A ftrace_hash of functions, in two buckets."""

@@ -25,6 +25,7 @@ super_block 64
 inode 64
     i_mapping 8 *address_space
     i_sb_list 16 list_head
+    i_ino 32 u64
 address_space 64
     nrpages 24 u64
 hstate 128

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "memory": "vmi_inside.cli.memory:memory",
     "bpf": "vmi_inside.cli.bpf:bpf",
     "kprobes": "vmi_inside.cli.kprobes:kprobes",
+    "uprobes": "vmi_inside.cli.uprobes:uprobes",
     "ftrace": "vmi_inside.cli.ftrace:ftrace",
     "tracepoints": "vmi_inside.cli.tracepoints:tracepoints",
     "meminfo": "vmi_inside.cli.meminfo:meminfo",
@@ -43,8 +44,8 @@ SECTIONS: Final = {
     ),
     "Network": ("ss", "interfaces", "addresses", "routes", "arp", "netfilter", "nftables"),
     "Kernel": (
-        "lsmod", "dmesg", "mounts", "block", "iomem", "keys", "timers", "bpf", "kprobes", "ftrace", "tracepoints",
-        "meminfo", "slabinfo",
+        "lsmod", "dmesg", "mounts", "block", "iomem", "keys", "timers", "bpf", "kprobes", "uprobes", "ftrace",
+        "tracepoints", "meminfo", "slabinfo",
     ),
     "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
     "More": (),
