@@ -98,3 +98,39 @@ def test_slab_caches_are_what_slabinfo_says(guest: LabGuest) -> None:
         assert row.memory == row.slabs * row.pagesperslab * 4096
         assert 0 < row.object_size <= row.objsize
     assert (table.active_objs > 0).sum() > 50
+
+
+def test_free_memory_is_what_buddyinfo_says(guest: LabGuest) -> None:
+    def told() -> dict[tuple[int, str], list[int]]:
+        found = {}
+        for line in guest.ask("cat /proc/buddyinfo").splitlines():
+            words = line.replace(",", " ").split()
+            found[int(words[1]), words[3]] = list(map(int, words[4:]))
+        return found
+
+    zones: dict[str, dict[str, int]] = {}
+    for line in guest.ask("cat /proc/zoneinfo").splitlines():
+        words = line.replace(":", " ").split()
+        if words[0] == "Node":
+            here = zones.setdefault(words[-1], {})
+        elif words[0] in ("present", "managed", "start_pfn"):
+            here.setdefault(words[0], int(words[1]))
+    with guest.attach() as seen:
+        before, table, after = told(), seen.buddy_info(), told()
+        total = seen.memory_info(["memory_total"]).memory_total[0]
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    assert [(row.node, row.zone) for row in table] == list(before)
+    for row in table:
+        mine = [getattr(row, f"order_{order}") for order in range(11)]
+        assert row.free == sum(count << 12 + order for order, count in enumerate(mine))
+        # Small pieces come and go, also while nobody asks; large ones stay.
+        steady = [
+            each for each in zip(before[row.node, row.zone], mine, after[row.node, row.zone], strict=True)
+            if each[0] == each[2]
+        ]  # fmt: skip
+        assert len(steady) >= 4
+        assert sum(was != seen for was, seen, _ in steady) <= 2, (row.zone, steady)
+        whole = {"present": row.present >> 12, "managed": row.managed >> 12, "start_pfn": row.first_page}
+        assert whole == zones[row.zone]
+    assert table.managed.sum() == total

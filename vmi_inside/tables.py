@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.bpf_links import BpfLinks
     from vmi_inside.linux.bpf_maps import BpfMaps
     from vmi_inside.linux.bpf_programs import BpfPrograms
+    from vmi_inside.linux.buddy_info import BuddyInfo
     from vmi_inside.linux.ftrace_functions import FtraceFunctions
     from vmi_inside.linux.ftrace_ops import FtraceOps
     from vmi_inside.linux.kprobes import Kprobes
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.slab_caches import SlabCaches
     from vmi_inside.linux.sockets import OpenSockets
+    from vmi_inside.linux.swaps import Swaps
     from vmi_inside.linux.threads import Threads
     from vmi_inside.linux.tracepoints import Tracepoints
     from vmi_inside.linux.uprobes import Uprobes
@@ -133,3 +135,5 @@ class Tables:
         "linux.tracepoints:tracepoints", "Functions that are called at tracepoints."
     )
     uprobes: Reading[Uprobes] = Reading("linux.uprobes:uprobes", "Where programs are probed, and by whom.")
+    buddy_info: Reading[BuddyInfo] = Reading("linux.buddy_info:buddy_info", "Free memory by the size of its pieces.")
+    swaps: Reading[Swaps] = Reading("linux.swaps:swaps", "Where memory is swapped to.")

@@ -31,6 +31,8 @@ COMMANDS: Final = {
     "tracepoints": "vmi_inside.cli.tracepoints:tracepoints",
     "meminfo": "vmi_inside.cli.meminfo:meminfo",
     "slabinfo": "vmi_inside.cli.slabinfo:slabinfo",
+    "buddyinfo": "vmi_inside.cli.buddyinfo:buddyinfo",
+    "swaps": "vmi_inside.cli.swaps:swaps",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }
@@ -45,7 +47,7 @@ SECTIONS: Final = {
     "Network": ("ss", "interfaces", "addresses", "routes", "arp", "netfilter", "nftables"),
     "Kernel": (
         "lsmod", "dmesg", "mounts", "block", "iomem", "keys", "timers", "bpf", "kprobes", "uprobes", "ftrace",
-        "tracepoints", "meminfo", "slabinfo",
+        "tracepoints", "meminfo", "slabinfo", "buddyinfo", "swaps",
     ),
     "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
     "More": (),

@@ -1,5 +1,5 @@
 /*
- * What watches a kernel: eBPF programs, maps and links, kprobes, uprobes, traced functions, tracepoints.
+ * What watches a kernel: eBPF programs, maps and links, kprobes, uprobes, traced functions, tracepoints. And swap.
  *
  * `workload bpf` lists what bpf(2) tells of the programs, maps and links that there are: the truth for tests.
  */
@@ -20,6 +20,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -250,6 +251,23 @@ static void traces(void)
 	put("events/vsock/enable", "1"); /* a module's */
 }
 
+/* Something to swap to, and something that is swapped out. */
+static void swapped(void)
+{
+	size_t size = 4 << 20;
+
+	if (system("{ dd if=/dev/zero of=/tmp/swap bs=1M count=16 && losetup /dev/loop0 /tmp/swap && mkswap /dev/loop0; }"
+		   " >/dev/null 2>&1") || swapon("/dev/loop0", SWAP_FLAG_PREFER | 5))
+		return missing("swap");
+	char *pages = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (pages == MAP_FAILED)
+		die("mmap");
+	for (size_t i = 0; i < size; i++) /* not all alike: zram and zswap would make nothing of that */
+		pages[i] = i * 2654435761u >> 24;
+	if (madvise(pages, size, MADV_PAGEOUT))
+		missing("MADV_PAGEOUT");
+}
+
 void watched(int n)
 {
 	(void)n;
@@ -258,6 +276,7 @@ void watched(int n)
 	setrlimit(RLIMIT_MEMLOCK, &locked); /* what eBPF's memory counts against, before 5.11 */
 	must(mount("tracefs", "/sys/kernel/tracing", "tracefs", 0, NULL), "tracefs");
 	must(mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL), "debugfs");
+	swapped();
 	programs();
 	traces();
 }

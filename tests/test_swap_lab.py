@@ -1,0 +1,54 @@
+"""Swap: where to, how much, and whose; held against /proc/swaps, meminfo and PID/status of guests that swap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.lab.guest import LabGuest
+
+
+@pytest.fixture(scope="module", params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
+def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
+    return lab_boot(kernel=request.param, workload="watched")
+
+
+def test_swaps(guest: LabGuest) -> None:
+    said = [line.split() for line in guest.ask("cat /proc/swaps").splitlines()[1:]]
+    with guest.attach() as seen:
+        table = seen.swaps()
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    mine = [[row.path, row.type, str(row.size >> 10), str(row.used >> 10), str(row.priority)] for row in table]
+    assert mine == said
+    assert table.path.tolist() == ["/dev/loop0"]
+    assert table.used[0] > 1 << 20
+    assert table.active.all()
+
+
+def test_swap_in_the_systems_memory(guest: LabGuest) -> None:
+    lines = guest.ask("cat /proc/meminfo").splitlines()
+    told = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    with guest.attach() as seen:
+        row = seen.memory_info()[0]
+    assert row.fault == ""
+    mine = (row.swap_total, row.swap_free, row.swap_cached, row.buffers)
+    assert mine == (told["SwapTotal"], told["SwapFree"], told["SwapCached"], told["Buffers"])
+    assert row.swap_total > row.swap_free
+    assert row.buffers > 0
+    assert abs(row.cached - told["Cached"]) <= 1 << 20
+
+
+def test_swap_of_processes(guest: LabGuest) -> None:
+    said = {}
+    for line in guest.ask("grep -H VmSwap /proc/[0-9]*/status").splitlines():
+        said[int(line.split("/")[2])] = int(line.split()[1]) << 10
+    with guest.attach() as seen:
+        table = seen.process_memory(["pid", "name", "swap", "mapped"])
+    swapped = {row.pid: row for row in table if row.swap}
+    assert {pid: row.swap for pid, row in swapped.items()} == {pid: size for pid, size in said.items() if size}
+    (row,) = swapped.values()
+    assert row.name == "watched"
+    rollup = guest.ask(f"cat /proc/{row.pid}/smaps_rollup").split()
+    assert row.mapped == int(rollup[rollup.index("Rss:") + 1]) << 10
