@@ -108,11 +108,11 @@ def test_free_memory_is_what_buddyinfo_says(guest: LabGuest) -> None:
             found[int(words[1]), words[3]] = list(map(int, words[4:]))
         return found
 
-    zones: dict[str, dict[str, int]] = {}
+    zones: dict[tuple[int, str], dict[str, int]] = {}
     for line in guest.ask("cat /proc/zoneinfo").splitlines():
         words = line.replace(":", " ").split()
         if words[0] == "Node":
-            here = zones.setdefault(words[-1], {})
+            here = zones.setdefault((int(words[1].rstrip(",")), words[-1]), {})
         elif words[0] in ("present", "managed", "start_pfn"):
             here.setdefault(words[0], int(words[1]))
     with guest.attach() as seen:
@@ -132,5 +132,5 @@ def test_free_memory_is_what_buddyinfo_says(guest: LabGuest) -> None:
         assert len(steady) >= 4
         assert sum(was != seen for was, seen, _ in steady) <= 2, (row.zone, steady)
         whole = {"present": row.present >> 12, "managed": row.managed >> 12, "start_pfn": row.first_page}
-        assert whole == zones[row.zone]
+        assert whole == zones[row.node, row.zone]
     assert table.managed.sum() == total

@@ -48,7 +48,34 @@ def test_swap_of_processes(guest: LabGuest) -> None:
         table = seen.process_memory(["pid", "name", "swap", "mapped"])
     swapped = {row.pid: row for row in table if row.swap}
     assert {pid: row.swap for pid, row in swapped.items()} == {pid: size for pid, size in said.items() if size}
-    (row,) = swapped.values()
-    assert row.name == "watched"
-    rollup = guest.ask(f"cat /proc/{row.pid}/smaps_rollup").split()
-    assert row.mapped == int(rollup[rollup.index("Rss:") + 1]) << 10
+    assert {row.name for row in swapped.values()} >= {"watched"}  # and its children, who share
+    for pid, row in swapped.items():
+        rollup = guest.ask(f"cat /proc/{pid}/smaps_rollup").split()
+        assert row.mapped == int(rollup[rollup.index("Rss:") + 1]) << 10
+
+
+def test_huge_pages(guest: LabGuest) -> None:
+    """Transparent ones, whole, in pieces and shared; and hugetlbfs's, which do not count as resident."""
+    lines = guest.ask("cat /proc/meminfo").splitlines()
+    told = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    with guest.attach() as seen:
+        info = seen.memory_info()[0]
+        table = seen.process_memory(["pid", "name", "hugetlb", "mapped", "pss", "uss"])
+    assert info.huge_pages_total == told["HugePages_Total"] > 0
+    assert (info.huge_pages_free, info.huge_pages_reserved) == (told["HugePages_Free"], told["HugePages_Rsvd"])
+    assert (info.huge_page_size, info.hugetlb) == (told["Hugepagesize"] << 10, told["Hugetlb"] << 10)
+    assert info.anon_huge_pages == told["AnonHugePages"] << 10
+    assert info.anon_huge_pages >= 2 << 20
+    assert set(table.fault) == {""}
+    rows = [row for row in table if row.name in ("huge", "huge-twin")]
+    assert len(rows) == 2
+    for row in rows:
+        said = {}
+        for line in guest.ask(f"cat /proc/{row.pid}/smaps_rollup").splitlines()[1:]:
+            said[line.split(":")[0]] = int(line.split()[1]) << 10
+        private = said["Private_Clean"] + said["Private_Dirty"]
+        assert (row.mapped, row.pss >> 10 << 10, row.uss) == (said["Rss"], said["Pss"], private), row
+        assert row.mapped > 4 << 20
+        status = guest.ask(f"grep HugetlbPages /proc/{row.pid}/status").split()
+        assert row.hugetlb == int(status[1]) << 10
+    assert any(row.hugetlb for row in rows)

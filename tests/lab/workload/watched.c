@@ -1,5 +1,5 @@
 /*
- * What watches a kernel: eBPF programs, maps and links, kprobes, uprobes, traced functions, tracepoints. And swap.
+ * What watches a kernel: eBPF programs, maps and links, kprobes, uprobes, traced functions, tracepoints. And swap, and huge pages.
  *
  * `workload bpf` lists what bpf(2) tells of the programs, maps and links that there are: the truth for tests.
  */
@@ -268,6 +268,40 @@ static void swapped(void)
 		missing("MADV_PAGEOUT");
 }
 
+static void write_to(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		missing(path);
+	close(fd);
+}
+
+/* Huge pages: transparent ones, whole and in pieces, of one process and of two; and hugetlbfs's. */
+static void huge(void)
+{
+	size_t unit = 2 << 20;
+
+	write_to("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
+	write_to("/proc/sys/vm/nr_hugepages", "3");
+	if (spawn("huge"))
+		return;
+	char *room = mmap(NULL, 4 * unit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *pages = (char *)(((unsigned long)room + unit - 1) & -unit);
+	if (room == MAP_FAILED || madvise(pages, 3 * unit, MADV_HUGEPAGE))
+		missing("MADV_HUGEPAGE");
+	memset(pages, 1, 3 * unit);
+	munmap(pages + unit + 8192, 4096); /* now in small pages, but still of one piece */
+	char *held = mmap(NULL, 2 * unit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+	if (held == MAP_FAILED)
+		missing("MAP_HUGETLB");
+	else
+		held[0] = 1;
+	if (!spawn("huge-twin")) /* what it does not write it shares */
+		pages[0] = 2;
+	settle();
+}
+
 void watched(int n)
 {
 	(void)n;
@@ -277,6 +311,7 @@ void watched(int n)
 	must(mount("tracefs", "/sys/kernel/tracing", "tracefs", 0, NULL), "tracefs");
 	must(mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL), "debugfs");
 	swapped();
+	huge();
 	programs();
 	traces();
 }
