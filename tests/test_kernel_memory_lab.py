@@ -134,3 +134,26 @@ def test_free_memory_is_what_buddyinfo_says(guest: LabGuest) -> None:
         whole = {"present": row.present >> 12, "managed": row.managed >> 12, "start_pfn": row.first_page}
         assert whole == zones[row.node, row.zone]
     assert table.managed.sum() == total
+
+
+def test_counters_are_what_vmstat_says(guest: LabGuest) -> None:
+    def told() -> dict[str, int]:
+        return {line.split()[0]: int(line.split()[1]) for line in guest.ask("cat /proc/vmstat").splitlines()}
+
+    with guest.attach() as seen:
+        before, table, after = told(), seen.vm_counters(), told()
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    names = table.name.tolist()
+    left_out = [name for name in before if name not in names]
+    assert all(name.startswith(("numa_", "nr_dirty_", "nr_memmap")) or name == "nr_unstable" for name in left_out)
+    assert names == [name for name in before if name not in left_out]
+    exact = 0
+    for name, value, kind, _ in table:
+        if before[name] == after[name]:
+            exact += value == before[name]
+            assert value == before[name] or kind != "event", name
+        elif kind == "event":
+            assert before[name] <= value <= after[name], name
+    assert exact > 0.7 * len(table)
+    assert {row.name: row.value for row in table}["pgfault"] > 1000

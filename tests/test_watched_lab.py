@@ -215,3 +215,33 @@ def test_uprobes(guest: LabGuest) -> None:
     assert (row.path, row.inode, row.offset, row.event) == (path, inode, int(offset, 16), "lab:start")
     assert (row.handler, row.return_handler, row.owner) == ("uprobe_dispatcher", "", "kernel")
     assert (row.users, row.fault) == (1, "")
+
+
+def test_perf_events(guest: LabGuest) -> None:
+    listed = guest.ask("ls -l /proc/[0-9]*/fd 2>/dev/null; true").splitlines()
+    said: dict[int, int] = {}
+    pid = 0
+    for line in listed:
+        if line.endswith("/fd:"):
+            pid = int(line.split("/")[2])
+        elif line.endswith("anon_inode:[perf_event]"):
+            said[pid] = said.get(pid, 0) + 1
+    with guest.attach() as seen:
+        table = seen.perf_events()
+        names = {row.pid: row.name for row in seen.processes(["pid", "name"])}
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    mine = {row.pid: (row.tid, row.name) for row in table}
+    assert mine.keys() <= said.keys()  # children hold what their parent opened
+    for row in table:
+        assert said[row.pid] == (table.pid == row.pid).sum()
+        assert row.name == names[row.pid]
+        if row.type == "software":
+            assert (row.watched_pid, row.cpu, row.state, row.config) == (row.pid, -1, "off", 3)
+        else:
+            assert (row.watched_pid, row.cpu, row.state) == (-1, 0, "active")
+    assert sorted((row.type, row.target) for row in table) == [
+        ("kprobe", "kprobe do_nanosleep"), ("software", ""), ("tracepoint", "sched_process_fork"),
+    ]  # fmt: skip
+    point = next(row for row in table if row.type == "tracepoint")
+    assert point.config == int(guest.ask("cat /sys/kernel/tracing/events/sched/sched_process_fork/id"))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.open_files import OpenFiles
+    from vmi_inside.linux.perf_events import PerfEvents
     from vmi_inside.linux.process_memory import ProcessMemory
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.slab_caches import SlabCaches
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.threads import Threads
     from vmi_inside.linux.tracepoints import Tracepoints
     from vmi_inside.linux.uprobes import Uprobes
+    from vmi_inside.linux.vm_counters import VmCounters
     from vmi_inside.table import Table
 
 T = TypeVar("T", bound="Table")
@@ -137,3 +139,7 @@ class Tables:
     uprobes: Reading[Uprobes] = Reading("linux.uprobes:uprobes", "Where programs are probed, and by whom.")
     buddy_info: Reading[BuddyInfo] = Reading("linux.buddy_info:buddy_info", "Free memory by the size of its pieces.")
     swaps: Reading[Swaps] = Reading("linux.swaps:swaps", "Where memory is swapped to.")
+    perf_events: Reading[PerfEvents] = Reading("linux.perf_events:perf_events", "Perf events that processes opened.")
+    vm_counters: Reading[VmCounters] = Reading(
+        "linux.vm_counters:vm_counters", "Counters of memory, and of what was done with it."
+    )

@@ -178,6 +178,10 @@ static void programs(void)
 		.config = number(TRACING "events/sched/sched_process_fork/id"),
 	};
 	at_event(program(BPF_PROG_TYPE_TRACEPOINT, "lab_point", 0, 0, 0, -1), &point, "tracepoint");
+	struct perf_event_attr own = {
+		.size = sizeof(own), .type = PERF_TYPE_SOFTWARE, .config = PERF_COUNT_SW_CONTEXT_SWITCHES, .disabled = 1,
+	};
+	must(syscall(SYS_perf_event_open, &own, 0, -1, -1, PERF_FLAG_FD_CLOEXEC), "software event");
 	if (raw_tracepoint(program(BPF_PROG_TYPE_RAW_TRACEPOINT, "lab_raw", 0, 0, 0, -1), "sched_process_exit") < 0)
 		missing("raw tracepoint");
 
