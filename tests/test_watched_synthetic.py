@@ -16,6 +16,7 @@ from vmi_inside.linux.bpf_programs import bpf_programs
 from vmi_inside.linux.ftrace_functions import ftrace_functions
 from vmi_inside.linux.ftrace_ops import ftrace_ops
 from vmi_inside.linux.kprobes import kprobes
+from vmi_inside.linux.perf_events import perf_events
 from vmi_inside.linux.tracepoints import tracepoints
 from vmi_inside.linux.uprobes import uprobes
 from vmi_inside.table import Table
@@ -353,3 +354,55 @@ def test_uprobes_that_lie(wild: int) -> None:
     assert any("twice" in note or "read" in note for note in table.notes)
     guest.word(guest.profile.symbols["uprobes_tree"], wild)
     assert len(uprobes(guest.kernel)) == 0
+
+
+# -- perf events ----------------------------------------------------------------------------------------------------
+
+
+def opened(guest: TracedGuest) -> dict[str, int]:
+    """Two events of one thread: one of its own, one of a tracepoint on a CPU; and a thread without any."""
+    init, other = guest.task(1, "init"), guest.task(7, "perf", leader=1)
+    pmu = guest.new("pmu", name=guest.string("software"))
+    mine = guest.new("perf_event", pmu=pmu, attr__config=3, cpu=-1, state=-1, owner=other.task)
+    guest.put("perf_event", mine, ctx=guest.new("perf_context", task=other.task))
+    call = guest.new("trace_event_call", name=guest.point("sched_switch"), flags=8)
+    point = guest.new(
+        "perf_event", pmu=guest.new("pmu", name=guest.string("tracepoint")), cpu=1, state=1, tp_event=call
+    )
+    guest.put("perf_event", point, ctx=guest.new("perf_context"), owner=other.task)
+    head, link = guest.offset("task_struct", "perf_event_list"), guest.offset("perf_event", "owner_entry")
+    guest.listed(init.task + head, [])
+    guest.listed(other.task + head, [mine + link, point + link])
+    guest.finish()
+    return {"mine": mine, "point": point, "call": call, "task": other.task, "init": init.task, "head": head}
+
+
+def test_perf_events() -> None:
+    guest = TracedGuest()
+    opened(guest)
+    table = perf_events(guest.kernel)
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    assert [row[:9] for row in table] == [
+        (1, 7, "perf", "software", 3, "", 7, -1, "off"),
+        (1, 7, "perf", "tracepoint", 0, "sched_switch", -1, 1, "active"),
+    ]
+    with pytest.raises(Unsupported, match="this kernel has none"):
+        perf_events(TracedGuest(older=True).kernel)
+
+
+@WILD
+def test_perf_events_that_lie(wild: int) -> None:
+    guest = TracedGuest()
+    at = opened(guest)
+    guest.put("perf_event", at["mine"], pmu=wild, ctx=wild, owner=at["init"])
+    guest.put("trace_event_call", at["call"], name=wild)
+    table = perf_events(guest.kernel)
+    for word in ("its owner is another", "type unreadable", "watched thread unreadable"):
+        assert word in table.fault[0]
+    assert "target unreadable" in table.fault[1]
+    link = guest.offset("perf_event", "owner_entry")
+    guest.word(at["point"] + link, at["mine"] + link)
+    assert any("circle" in note for note in perf_events(guest.kernel).notes)
+    guest.word(at["task"] + at["head"], wild)
+    assert len(perf_events(guest.kernel)) <= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from tests.synthetic.structs import NEWER
 from tests.synthetic.watched import WatchedGuest
 
 _BPF = """
@@ -65,7 +66,21 @@ bpf_kprobe_multi_link 160
     link 0 bpf_link
     addrs 128 *void
     cnt 144 u32
+pmu 64
+    name 48 *char
+perf_attr 64
+    config 8 u64
+perf_context 200
+    task 128 *task_struct
 perf_event 1300
+    pmu 152 *pmu
+    state 168 i32
+    attr 216 perf_attr
+    ctx 576 *perf_context
+    owner_entry 672 list_head
+    cpu 668 i32
+    owner 688 *task_struct
+    prog 1032 *bpf_prog
     tp_event 1048 *trace_event_call
 trace_event_class 128
     system 0 *char
@@ -169,6 +184,9 @@ class TracedGuest(WatchedGuest):
 
     def __init__(self, **kind: bool) -> None:
         super().__init__(**kind)  # type: ignore[arg-type]
+        task = NEWER[NEWER.index("task_struct 9600") : NEWER.index("cred 176")]
+        if not self.older:
+            self.learn(task + "    perf_event_list 4000 list_head\n")
         consumers, link = ("*uprobe_consumer", "next 24 *uprobe_consumer") if self.older else (
             "list_head", "cons_node 24 list_head"
         )  # fmt: skip
@@ -183,6 +201,7 @@ class TracedGuest(WatchedGuest):
             "bpf_attach_type": {"BPF_CGROUP_INET_INGRESS": 0, "BPF_CGROUP_INET_EGRESS": 1},
             "events": {"TRACE_EVENT_FL_TRACEPOINT": 8, "TRACE_EVENT_FL_KPROBE": 32, "TRACE_EVENT_FL_UPROBE": 64},
             "ops": {"FTRACE_OPS_FL_ENABLED": 1, "FTRACE_OPS_FL_IPMODIFY": 1 << 12},
+            "perf_event_state": {"PERF_EVENT_STATE_OFF": -1, "PERF_EVENT_STATE_ACTIVE": 1},
             "records": {"FTRACE_FL_ENABLED": 1 << 31, "FTRACE_FL_REGS": 1 << 30, "FTRACE_FL_IPMODIFY": 1 << 26},
         }  # fmt: skip
         self.functions: dict[str, int] = {}

@@ -76,10 +76,10 @@ def vm_counters(kernel: Kernel, columns: Iterable[str] | None = None) -> VmCount
 
 
 def _ordered(kernel: Kernel, enum: str) -> list[str]:
-    """The items of an enum by their number; of several names for one, as the first of some have, the last."""
+    """The items of an enum, each at its number; of several names for one, as the first of some have, the last."""
     items = dict(kernel.profile.enum(enum))
     named = {number: name for name, number in items.items() if 0 <= number < _NAMES}
-    return [named[number] for number in range(min(_end(items), len(named)))]
+    return [named.get(number, "") for number in range(min(_end(items), _NAMES))]
 
 
 def _end(items: dict[str, int]) -> int:
