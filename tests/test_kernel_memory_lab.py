@@ -37,7 +37,7 @@ ASKING = {
 }
 
 
-@pytest.fixture(scope="module", params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
+@pytest.fixture(scope="module", params=["6.1-cloud", "new-cloud", "5.10-cloud"])
 def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
     return lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
 

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import pytest
-
 from tests.lab.guest import LabGuest
 
 
-@pytest.fixture(scope="module", params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
-def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
-    return lab_boot(kernel=request.param, workload="watched")
-
-
-def test_swaps(guest: LabGuest) -> None:
-    said = [line.split() for line in guest.ask("cat /proc/swaps").splitlines()[1:]]
-    with guest.attach() as seen:
+def test_swaps(watched_guest: LabGuest) -> None:
+    said = [line.split() for line in watched_guest.ask("cat /proc/swaps").splitlines()[1:]]
+    with watched_guest.attach() as seen:
         table = seen.swaps()
     assert table.notes == ()
     assert set(table.fault) == {""}
@@ -27,10 +18,10 @@ def test_swaps(guest: LabGuest) -> None:
     assert table.active.all()
 
 
-def test_swap_in_the_systems_memory(guest: LabGuest) -> None:
-    lines = guest.ask("cat /proc/meminfo").splitlines()
+def test_swap_in_the_systems_memory(watched_guest: LabGuest) -> None:
+    lines = watched_guest.ask("cat /proc/meminfo").splitlines()
     told = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
-    with guest.attach() as seen:
+    with watched_guest.attach() as seen:
         row = seen.memory_info()[0]
     assert row.fault == ""
     mine = (row.swap_total, row.swap_free, row.swap_cached, row.buffers)
@@ -40,25 +31,25 @@ def test_swap_in_the_systems_memory(guest: LabGuest) -> None:
     assert abs(row.cached - told["Cached"]) <= 1 << 20
 
 
-def test_swap_of_processes(guest: LabGuest) -> None:
+def test_swap_of_processes(watched_guest: LabGuest) -> None:
     said = {}
-    for line in guest.ask("grep -H VmSwap /proc/[0-9]*/status").splitlines():
+    for line in watched_guest.ask("grep -H VmSwap /proc/[0-9]*/status").splitlines():
         said[int(line.split("/")[2])] = int(line.split()[1]) << 10
-    with guest.attach() as seen:
+    with watched_guest.attach() as seen:
         table = seen.process_memory(["pid", "name", "swap", "mapped"])
     swapped = {row.pid: row for row in table if row.swap}
     assert {pid: row.swap for pid, row in swapped.items()} == {pid: size for pid, size in said.items() if size}
     assert {row.name for row in swapped.values()} >= {"watched"}  # and its children, who share
     for pid, row in swapped.items():
-        rollup = guest.ask(f"cat /proc/{pid}/smaps_rollup").split()
+        rollup = watched_guest.ask(f"cat /proc/{pid}/smaps_rollup").split()
         assert row.mapped == int(rollup[rollup.index("Rss:") + 1]) << 10
 
 
-def test_huge_pages(guest: LabGuest) -> None:
+def test_huge_pages(watched_guest: LabGuest) -> None:
     """Transparent ones, whole, in pieces and shared; and hugetlbfs's, which do not count as resident."""
-    lines = guest.ask("cat /proc/meminfo").splitlines()
+    lines = watched_guest.ask("cat /proc/meminfo").splitlines()
     told = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    with guest.attach() as seen:
+    with watched_guest.attach() as seen:
         info = seen.memory_info()[0]
         table = seen.process_memory(["pid", "name", "hugetlb", "mapped", "pss", "uss"])
     assert info.huge_pages_total == told["HugePages_Total"] > 0
@@ -71,11 +62,11 @@ def test_huge_pages(guest: LabGuest) -> None:
     assert len(rows) == 2
     for row in rows:
         said = {}
-        for line in guest.ask(f"cat /proc/{row.pid}/smaps_rollup").splitlines()[1:]:
+        for line in watched_guest.ask(f"cat /proc/{row.pid}/smaps_rollup").splitlines()[1:]:
             said[line.split(":")[0]] = int(line.split()[1]) << 10
         private = said["Private_Clean"] + said["Private_Dirty"]
         assert (row.mapped, row.pss >> 10 << 10, row.uss) == (said["Rss"], said["Pss"], private), row
         assert row.mapped > 4 << 20
-        status = guest.ask(f"grep HugetlbPages /proc/{row.pid}/status").split()
+        status = watched_guest.ask(f"grep HugetlbPages /proc/{row.pid}/status").split()
         assert row.hugetlb == int(status[1]) << 10
     assert any(row.hugetlb for row in rows)

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-
-import pytest
 
 from tests.lab.guest import LabGuest
 from vmi_inside.guest import Guest
 
 Told = dict[str, list[dict[str, str]]]
-
-
-@pytest.fixture(scope="module", params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
-def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
-    return lab_boot(kernel=request.param, workload="watched")
 
 
 # -- eBPF -----------------------------------------------------------------------------------------------------------
@@ -34,9 +26,9 @@ def enum(seen: Guest, name: str, prefix: str) -> dict[int, str]:
     return {value: key.removeprefix(prefix).lower() for key, value in seen.kernel.profile.enum(name).items()}
 
 
-def test_programs(guest: LabGuest) -> None:
-    said = told(guest)["program"]
-    with guest.attach() as seen:
+def test_programs(watched_guest: LabGuest) -> None:
+    said = told(watched_guest)["program"]
+    with watched_guest.attach() as seen:
         table = seen.bpf_programs()
         types = enum(seen, "bpf_prog_type", "BPF_PROG_TYPE_")
         boot = seen.info().boot_time[0]
@@ -51,7 +43,7 @@ def test_programs(guest: LabGuest) -> None:
         assert row.jited_address == int(words["at"], 16)
         assert abs(row.load_time - (boot + int(words["loaded"]) / 1e9)) <= 2
     named = {row.name: row for row in table}
-    assert named["lab_filter"].maps == str(seen_map(guest, "lab_array"))
+    assert named["lab_filter"].maps == str(seen_map(watched_guest, "lab_array"))
     assert named["lab_cgroup"].attach_type == "cgroup_inet_egress"
     if "lab_fentry" in named:
         assert named["lab_fentry"].attach_type == "trace_fentry"
@@ -62,9 +54,9 @@ def seen_map(guest: LabGuest, name: str) -> int:
     return next(int(words["id"]) for words in told(guest)["map"] if words["name"] == name)
 
 
-def test_maps(guest: LabGuest) -> None:
-    said = told(guest)["map"]
-    with guest.attach() as seen:
+def test_maps(watched_guest: LabGuest) -> None:
+    said = told(watched_guest)["map"]
+    with watched_guest.attach() as seen:
         table = seen.bpf_maps()
         types = enum(seen, "bpf_map_type", "BPF_MAP_TYPE_")
         few = seen.bpf_maps(["name"])
@@ -80,9 +72,9 @@ def test_maps(guest: LabGuest) -> None:
         assert not row.frozen
 
 
-def test_links(guest: LabGuest) -> None:
-    said = told(guest)
-    with guest.attach() as seen:
+def test_links(watched_guest: LabGuest) -> None:
+    said = told(watched_guest)
+    with watched_guest.attach() as seen:
         table = seen.bpf_links()
         types = enum(seen, "bpf_link_type", "BPF_LINK_TYPE_")
     names = {words["id"]: words["name"] for words in said["program"]}
@@ -100,7 +92,7 @@ def test_links(guest: LabGuest) -> None:
             assert row.target == f"net:[{words['target']}]"
             assert row.attach_type == "sk_lookup"
         elif row.type == "cgroup":
-            assert guest.ask(f"stat -c %i /sys/fs/cgroup{row.target}").strip() == words["target"]
+            assert watched_guest.ask(f"stat -c %i /sys/fs/cgroup{row.target}").strip() == words["target"]
             assert row.attach_type == "cgroup_inet_egress"
     targets = {row.program: row.target for row in table}
     assert targets["lab_raw"] == "sched_process_exit"
@@ -113,13 +105,13 @@ def test_links(guest: LabGuest) -> None:
 # -- probes and traces ----------------------------------------------------------------------------------------------
 
 
-def test_kprobes_are_what_debugfs_lists(guest: LabGuest) -> None:
+def test_kprobes_are_what_debugfs_lists(watched_guest: LabGuest) -> None:
     said = []
-    for line in guest.ask("cat /sys/kernel/debug/kprobes/list").splitlines():
+    for line in watched_guest.ask("cat /sys/kernel/debug/kprobes/list").splitlines():
         address, kind, place, *rest = line.split()
         flags = set(re.findall(r"\[([A-Z]+)\]", "".join(rest)))
         said.append((int(address, 16), {"k": "kprobe", "r": "kretprobe"}[kind], place.removesuffix("+0x0"), flags))
-    with guest.attach() as seen:
+    with watched_guest.attach() as seen:
         table = seen.kprobes()
     assert table.notes == ()
     assert set(table.fault) == {""}
@@ -142,17 +134,17 @@ def test_kprobes_are_what_debugfs_lists(guest: LabGuest) -> None:
     assert events["lab:opened"].handler == "kretprobe_dispatcher"
 
 
-def test_traced_functions_are_what_tracefs_lists(guest: LabGuest) -> None:
+def test_traced_functions_are_what_tracefs_lists(watched_guest: LabGuest) -> None:
     said: dict[str, tuple[int, bool, bool, str]] = {}
     name = ""
-    for line in guest.ask("cat /sys/kernel/tracing/enabled_functions").splitlines():
+    for line in watched_guest.ask("cat /sys/kernel/tracing/enabled_functions").splitlines():
         if "direct-->" in line:
             said[name] = (*said[name][:3], line.split("-->")[1].split("+")[0])
             continue
         name, count, rest = re.match(r"(\S+) \((\d+)\)(.*)", line).groups()  # type: ignore[union-attr]
         letters = rest.split("tramp:")[0].split()
         said[name] = (int(count), "R" in letters, "I" in letters, "")
-    with guest.attach() as seen:
+    with watched_guest.attach() as seen:
         table = seen.ftrace_functions()
         users = seen.ftrace_ops()
     assert table.notes == ()
@@ -173,13 +165,13 @@ def test_traced_functions_are_what_tracefs_lists(guest: LabGuest) -> None:
     assert all(row.owner == "kernel" and row.enabled for row in users)
     by_probes = [row for row in users if row.name == "kprobe_ftrace_ops"]
     assert [row.functions for row in by_probes] == [2]  # the two enabled ones at functions' entries
-    filters = guest.ask("cd /sys/kernel/tracing; cat set_ftrace_filter instances/lab/set_ftrace_filter").split()
+    filters = watched_guest.ask("cd /sys/kernel/tracing; cat set_ftrace_filter instances/lab/set_ftrace_filter").split()
     assert sum(row.functions for row in traced) == len(filters)
 
 
-def test_tracepoints_in_use(guest: LabGuest) -> None:
-    events = guest.ask("cat /sys/kernel/tracing/set_event").split()
-    with guest.attach() as seen:
+def test_tracepoints_in_use(watched_guest: LabGuest) -> None:
+    events = watched_guest.ask("cat /sys/kernel/tracing/set_event").split()
+    with watched_guest.attach() as seen:
         table = seen.tracepoints()
         few = seen.tracepoints(["name"])
         holds = {words.address for words in seen.bpf_links()} | {words.address for words in seen.bpf_programs()}
@@ -203,12 +195,12 @@ def test_tracepoints_in_use(guest: LabGuest) -> None:
     assert raw.data_address in holds
 
 
-def test_uprobes(guest: LabGuest) -> None:
-    listed = guest.ask("cat /sys/kernel/tracing/uprobe_events").split()
+def test_uprobes(watched_guest: LabGuest) -> None:
+    listed = watched_guest.ask("cat /sys/kernel/tracing/uprobe_events").split()
     assert listed[0] == "p:lab/start"
     path, _, offset = listed[1].partition(":")
-    inode = int(guest.ask(f"stat -c %i {path}"))
-    with guest.attach() as seen:
+    inode = int(watched_guest.ask(f"stat -c %i {path}"))
+    with watched_guest.attach() as seen:
         table = seen.uprobes()
     assert table.notes == ()
     (row,) = table
@@ -217,8 +209,8 @@ def test_uprobes(guest: LabGuest) -> None:
     assert (row.users, row.fault) == (1, "")
 
 
-def test_perf_events(guest: LabGuest) -> None:
-    listed = guest.ask("ls -l /proc/[0-9]*/fd 2>/dev/null; true").splitlines()
+def test_perf_events(watched_guest: LabGuest) -> None:
+    listed = watched_guest.ask("ls -l /proc/[0-9]*/fd 2>/dev/null; true").splitlines()
     said: dict[int, int] = {}
     pid = 0
     for line in listed:
@@ -226,7 +218,7 @@ def test_perf_events(guest: LabGuest) -> None:
             pid = int(line.split("/")[2])
         elif line.endswith("anon_inode:[perf_event]"):
             said[pid] = said.get(pid, 0) + 1
-    with guest.attach() as seen:
+    with watched_guest.attach() as seen:
         table = seen.perf_events()
         names = {row.pid: row.name for row in seen.processes(["pid", "name"])}
     assert table.notes == ()
@@ -243,5 +235,8 @@ def test_perf_events(guest: LabGuest) -> None:
     assert sorted((row.type, row.target) for row in table) == [
         ("kprobe", "kprobe do_nanosleep"), ("software", ""), ("tracepoint", "sched_process_fork"),
     ]  # fmt: skip
+    assert {row.type: row.program for row in table} == {
+        "kprobe": "lab_kprobe", "software": "", "tracepoint": "lab_point",
+    }  # fmt: skip
     point = next(row for row in table if row.type == "tracepoint")
-    assert point.config == int(guest.ask("cat /sys/kernel/tracing/events/sched/sched_process_fork/id"))
+    assert point.config == int(watched_guest.ask("cat /sys/kernel/tracing/events/sched/sched_process_fork/id"))

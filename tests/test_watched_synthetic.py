@@ -363,7 +363,8 @@ def opened(guest: TracedGuest) -> dict[str, int]:
     """Two events of one thread: one of its own, one of a tracepoint on a CPU; and a thread without any."""
     init, other = guest.task(1, "init"), guest.task(7, "perf", leader=1)
     pmu = guest.new("pmu", name=guest.string("software"))
-    mine = guest.new("perf_event", pmu=pmu, attr__config=3, cpu=-1, state=-1, owner=other.task)
+    program = guest.program(5, "sampler")
+    mine = guest.new("perf_event", pmu=pmu, attr__config=3, prog=program, cpu=-1, state=-1, owner=other.task)
     guest.put("perf_event", mine, ctx=guest.new("perf_context", task=other.task))
     call = guest.new("trace_event_call", name=guest.point("sched_switch"), flags=8)
     point = guest.new(
@@ -387,6 +388,7 @@ def test_perf_events() -> None:
         (1, 7, "perf", "software", 3, "", 7, -1, "off"),
         (1, 7, "perf", "tracepoint", 0, "sched_switch", -1, 1, "active"),
     ]
+    assert list(zip(table.program_id, table.program, strict=True)) == [(5, "sampler"), (0, "")]
     with pytest.raises(Unsupported, match="this kernel has none"):
         perf_events(TracedGuest(older=True).kernel)
 
@@ -395,10 +397,10 @@ def test_perf_events() -> None:
 def test_perf_events_that_lie(wild: int) -> None:
     guest = TracedGuest()
     at = opened(guest)
-    guest.put("perf_event", at["mine"], pmu=wild, ctx=wild, owner=at["init"])
+    guest.put("perf_event", at["mine"], pmu=wild, ctx=wild, prog=wild, owner=at["init"])
     guest.put("trace_event_call", at["call"], name=wild)
     table = perf_events(guest.kernel)
-    for word in ("its owner is another", "type unreadable", "watched thread unreadable"):
+    for word in ("its owner is another", "type unreadable", "watched thread unreadable", "program unreadable"):
         assert word in table.fault[0]
     assert "target unreadable" in table.fault[1]
     link = guest.offset("perf_event", "owner_entry")

@@ -31,6 +31,6 @@ def perfevents(target: Target, pid: tuple[tuple[int, ...], ...], types: tuple[st
     asked = [each.strip() for listed in types for each in listed.split(",")]
     filters: Filters = {"type": like(asked)} if asked else {}
     list_table(
-        target, output, "perf_events", plain("pid", "name", "type", "target", "watched_pid", "cpu", "state"),
+        target, output, "perf_events", plain("pid", "name", "type", "target", "watched_pid", "cpu", "state", "program"),
         filters=filters, pid=pid, what="perf event",
     )  # fmt: skip

@@ -23,8 +23,7 @@ from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64
 
-#: perf_event.prog is beside what overflows; of tracing's events the programs are on the event itself.
-_MEMBERS: Final = ("pmu", "attr.config", "cpu", "state", "prog", "tp_event", "ctx", "owner")
+_MEMBERS: Final = ("pmu", "attr.config", "cpu", "state", "tp_event", "ctx", "owner")
 
 
 class PerfEvents(Table):
@@ -39,6 +38,8 @@ class PerfEvents(Table):
     watched_pid: I64  # the thread that is watched; -1 for all
     cpu: I64  # that is watched; -1 for all
     state: Text  # active, inactive (its thread does not run), off, error, exit, dead
+    program_id: I64  # the eBPF program that runs at it, 0 for none
+    program: Text  # its name
     address: U64  # of struct perf_event
 
 
@@ -91,6 +92,13 @@ def perf_events(kernel: Kernel, columns: Iterable[str] | None = None) -> PerfEve
             watched = _watched(contexts)
             faults.mark(contexts.fault | watched.fault, "watched thread unreadable")
             data["watched_pid"] = np.where(watched.address == 0, -1, watched.number("pid"))
+        if {"program", "program_id"} & set(wanted):
+            programs = (
+                rows.follow("prog") if rows.has("prog") else kernel.structs("bpf_prog", np.zeros_like(rows.address))
+            )
+            aux = programs.follow("aux").fetch("id", "name")
+            faults.mark(programs.fault | aux.fault, "program unreadable")
+            data["program_id"], data["program"] = aux.number("id"), text(aux.text("name"))
         data["fault"] = faults.column()
         return PerfEvents({name: data[name] for name in (*wanted, "fault")}, (*every.faults, *found.faults))
 
