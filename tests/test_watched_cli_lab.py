@@ -38,6 +38,7 @@ def data(done: Result) -> list[dict[str, Any]]:
         (("bpf",), ("TAG", "lab_filter", "socket_filter", "0xffffffff")),
         (("bpf", "maps"), ("MAX_ENTRIES", "lab_hash")),
         (("bpf", "links"), ("TARGET", "sched_process_exit", "/watched")),
+        (("bpf", "attached"), ("LINK_ID", "cgroup_device", "lab_device", "xdp_generic")),
         (("kprobes",), ("STATE", "optimized", "disabled ftrace", "lab:inside")),
         (("uprobes", "/bin/*"), ("OFFSET", "/bin/busybox", "lab:start")),
         (("ftrace",), ("CALLBACK", "global_ops", "function_trace_call")),

@@ -15,7 +15,7 @@ Told = dict[str, list[dict[str, str]]]
 
 def told(guest: LabGuest) -> Told:
     """What bpf(2) says: `program`, `map`, `link`, each a list of words by name."""
-    found: Told = {"program": [], "map": [], "link": []}
+    found: Told = {"program": [], "map": [], "link": [], "attached": []}
     for line in guest.ask("workload bpf").splitlines():
         kind, *words = line.split(" ")
         found[kind].append(dict(word.split("=", 1) for word in words))
@@ -100,6 +100,30 @@ def test_links(watched_guest: LabGuest) -> None:
     assert targets.get("lab_kprobe", "kprobe do_nanosleep") == "kprobe do_nanosleep"
     assert targets.get("lab_point", "sched_process_fork") == "sched_process_fork"
     assert re.fullmatch("(do|filename)_unlinkat", targets.get("lab_fentry", "do_unlinkat"))
+
+
+def test_programs_attached_with_a_link_and_without(watched_guest: LabGuest) -> None:
+    said = told(watched_guest)
+    with watched_guest.attach() as seen:
+        table = seen.bpf_attachments()
+        types = enum(seen, "bpf_attach_type", "BPF_")
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    names = {words["id"]: words["name"] for words in said["program"]}
+    groups = [row for row in table if not row.attach_type.startswith("xdp")]
+    mine = {(row.program_id, row.program, row.attach_type, f"/sys/fs/cgroup{row.target}") for row in groups}
+    assert mine == {
+        (int(words["program"]), names[words["program"]], types[int(words["type"])], words["target"])
+        for words in said["attached"]
+    }
+    links = {int(words["id"]): words["program"] for words in said["link"]}
+    by_name = {row.program: row for row in table}
+    assert by_name["lab_device"].link_id == 0
+    for name, target in (("lab_cgroup", "/watched"), ("lab_xdp", "dummy0")):
+        assert links[by_name[name].link_id] == str(by_name[name].program_id)
+        assert by_name[name].target == target
+    assert by_name["lab_xdp"].attach_type == "xdp_generic"
+    assert set(by_name) == {"lab_device", "lab_cgroup", "lab_xdp"}
 
 
 # -- probes and traces ----------------------------------------------------------------------------------------------

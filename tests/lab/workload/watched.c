@@ -190,6 +190,13 @@ static void programs(void)
 	int prog = program(BPF_PROG_TYPE_CGROUP_SKB, "lab_cgroup", 1, BPF_CGROUP_INET_EGRESS, 0, -1);
 	if (bpf_link(prog, group, BPF_CGROUP_INET_EGRESS, 0) < 0)
 		missing("cgroup link");
+	prog = program(BPF_PROG_TYPE_CGROUP_DEVICE, "lab_device", 1, 0, 0, -1);
+	union bpf_attr plain = {
+		.target_fd = group, .attach_bpf_fd = prog, .attach_type = BPF_CGROUP_DEVICE,
+		.attach_flags = BPF_F_ALLOW_MULTI,
+	};
+	if (bpf(BPF_PROG_ATTACH, &plain)) /* without a link, as service managers do */
+		missing("attached program");
 	prog = program(BPF_PROG_TYPE_SK_LOOKUP, "lab_lookup", 1, BPF_SK_LOOKUP, 0, -1);
 	if (bpf_link(prog, must(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), "netns"), BPF_SK_LOOKUP, 0) < 0)
 		missing("netns link");
@@ -380,6 +387,24 @@ static void show_link(int fd)
 	printf("\n");
 }
 
+/* What is attached to the control group of that path. */
+static void show_group(const char *path)
+{
+	static const int ways[] = { BPF_CGROUP_INET_EGRESS, BPF_CGROUP_DEVICE };
+	int group = open(path, O_RDONLY | O_CLOEXEC);
+
+	for (int i = 0; i < 2; i++) {
+		unsigned ids[16];
+		union bpf_attr attr = { .query = { .target_fd = group, .attach_type = ways[i], .prog_cnt = 16,
+						   .prog_ids = (unsigned long)ids } };
+
+		if (!bpf(BPF_PROG_QUERY, &attr))
+			for (unsigned n = 0; n < attr.query.prog_cnt && n < 16; n++)
+				printf("attached program=%u type=%d target=%s\n", ids[n], ways[i], path);
+	}
+	close(group);
+}
+
 void list_bpf(void)
 {
 	static const struct {
@@ -405,5 +430,7 @@ void list_bpf(void)
 			attr = (union bpf_attr){ .start_id = attr.next_id };
 		}
 	}
+	show_group("/sys/fs/cgroup");
+	show_group("/sys/fs/cgroup/watched");
 	exit(0);
 }
