@@ -10,6 +10,7 @@ from tests.synthetic.guest import BOOTED, HOLE, NOWHERE
 from tests.synthetic.traced import TEXT, TracedGuest
 from vmi_inside.errors import Unsupported
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.bpf_attachments import bpf_attachments
 from vmi_inside.linux.bpf_links import bpf_links
 from vmi_inside.linux.bpf_maps import bpf_maps
 from vmi_inside.linux.bpf_programs import bpf_programs
@@ -27,7 +28,17 @@ NOBODY = 0xFFFF_FFFF_A000_0000
 
 @pytest.mark.parametrize(
     "table",
-    [bpf_programs, bpf_maps, bpf_links, kprobes, ftrace_ops, ftrace_functions, tracepoints, uprobes],
+    [
+        bpf_programs,
+        bpf_maps,
+        bpf_links,
+        bpf_attachments,
+        kprobes,
+        ftrace_ops,
+        ftrace_functions,
+        tracepoints,
+        uprobes,
+    ],
     ids=lambda table: table.__name__,
 )
 def test_a_kernel_that_has_none_says_so(table: Callable[[Kernel], Table]) -> None:
@@ -124,6 +135,59 @@ def test_ebpf_that_lies(wild: int) -> None:
     assert "unreadable" in table.fault[1] or len(table) == 1
     guest.poke("idr", guest.profile.symbols["link_idr"], "idr_rt.xa_head", (wild & ~3) | 2)
     assert len(bpf_links(guest.kernel)) == 0
+
+
+def attached(guest: TracedGuest) -> dict[str, int]:
+    """A control group with two programs, one of them with a link; and a device with one."""
+    first, second, third = (guest.program(number, name) for number, name in ((1, "one"), (2, "two"), (3, "xdp")))
+    guest.idr("prog_idr", {1: first, 2: second, 3: third})
+    root = guest.global_("cgrp_dfl_root", guest.size("cgroup_root")) + guest.offset("cgroup_root", "cgrp")
+    guest.put("cgroup", root, kn=guest.root_cgroup)
+    user, idle = (guest.new("cgroup", kn=guest.cgroup(guest.root_cgroup, name)) for name in ("user", "idle"))
+    guest.groups({"user": user, "idle": idle}, root)
+    link = guest.new("bpf_cgroup_link", link__id=9, link__prog=second)
+    rows = guest.attach(user, 1, first, link=link)
+    device = guest.new("net_device", name=b"eth0", xdp_state__prog=0)
+    guest.poke("net_device", device, "xdp_state[1].prog", third)
+    guest.listed(guest.init_net + guest.offset("net", "dev_base_head"), [device + 64])
+    guest.finish()
+    return {"user": user, "idle": idle, "root": root, "row": rows[0], "device": device, "last": rows[1]}
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["newer", "older"])
+def test_attached_programs(older: bool) -> None:
+    guest = TracedGuest(older=older)
+    attached(guest)
+    table = bpf_attachments(guest.kernel)
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    assert [row[:5] for row in table] == [
+        (1, "one", "cgroup_inet_egress", "/user", 0),
+        (2, "two", "cgroup_inet_egress", "/user", 9),
+        (3, "xdp", "xdp_driver", "eth0", 0),
+    ]
+
+
+@WILD
+def test_attachments_that_lie(wild: int) -> None:
+    guest = TracedGuest()
+    at = attached(guest)
+    guest.put("bpf_prog_list", at["row"], prog=wild)
+    guest.word(at["last"], at["row"])  # a circle of programs
+    guest.put("cgroup", at["user"], kn=wild)
+    sibling = guest.offset("cgroup_subsys_state", "sibling")
+    guest.word(at["idle"] + sibling, at["user"] + sibling)  # and of groups
+    guest.poke("net_device", at["device"], "xdp_state[1].prog", wild)
+    table = bpf_attachments(guest.kernel)
+    assert len(table) == 3
+    assert "program unreadable" in table.fault[0]
+    assert "place unreadable" in table.fault[1]
+    assert "program unreadable" in table.fault[2]
+    assert any("control groups" in note for note in table.notes)
+    assert any("programs of a control group" in note for note in table.notes)
+    guest.word(at["root"] + guest.offset("cgroup", "self.children"), wild)
+    guest.word(guest.profile.symbols["net_namespace_list"], wild)
+    assert len(bpf_attachments(guest.kernel)) == 0
 
 
 # -- kprobes --------------------------------------------------------------------------------------------------------

@@ -174,6 +174,32 @@ module_layout 80
     text_size 12 u32
     ro_size 16 u32
 """
+_GROUPS = """
+cgroup_subsys_state 200
+    sibling 32 list_head
+    children 48 list_head
+bpf_prog_list 48
+    node 0 {node}
+    prog 16 *bpf_prog
+    link 24 *bpf_cgroup_link
+cgroup_bpf 640
+    progs 264 {head}[4]
+cgroup 2000
+    self 0 cgroup_subsys_state
+    kn 0x108 *kernfs_node
+    bpf 0x468 cgroup_bpf
+cgroup_root 3000
+    cgrp 48 cgroup
+bpf_xdp_entity 16
+    prog 0 *bpf_prog
+    link 8 *bpf_xdp_link
+bpf_xdp_link 96
+    link 0 bpf_link
+net_device 500
+    name 0 char[16]
+    dev_list 64 list_head
+    xdp_state 200 bpf_xdp_entity[3]
+"""
 PROG_TYPES = {"BPF_PROG_TYPE_UNSPEC": 0, "BPF_PROG_TYPE_SOCKET_FILTER": 1, "BPF_PROG_TYPE_KPROBE": 2}
 #: Where the made-up kernel's text lies.
 TEXT, TEXT_SIZE = 0xFFFF_FFFF_8130_0000, 0x10000
@@ -191,6 +217,9 @@ class TracedGuest(WatchedGuest):
             "list_head", "cons_node 24 list_head"
         )  # fmt: skip
         self.learn(_BPF.format(consumers=consumers, link=link))
+        head, node = ("list_head", "list_head") if self.older else ("hlist_head", "hlist_node")
+        net = NEWER[NEWER.index("net 4096") : NEWER.index("inet_hashinfo 512")]
+        self.learn(_GROUPS.format(head=head, node=node), net + "    dev_base_head 0x800 list_head\n")
         self.profile.enums |= {
             "bpf_prog_type": PROG_TYPES,
             "bpf_map_type": {"BPF_MAP_TYPE_UNSPEC": 0, "BPF_MAP_TYPE_HASH": 1},
@@ -242,6 +271,27 @@ class TracedGuest(WatchedGuest):
         program = self.new("bpf_prog", aux=aux, len=3, jited_len=40, tag=bytes(range(8)), bpf_func=TEXT + 0x5000)
         self.put("bpf_prog_aux", aux, **members)
         return program
+
+    def groups(self, tree: dict[str, int], root: int) -> None:
+        """Control groups below the root, by name; `tree` gives each its struct."""
+        at = self.offset("cgroup_subsys_state", "sibling")
+        for each in (root, *tree.values()):
+            self.listed(each + self.offset("cgroup", "self.children"), [])
+            for way in range(4 if self.older else 0):
+                self.listed(each + self.offset("cgroup", f"bpf.progs[{way}]"), [])
+        self.listed(root + self.offset("cgroup", "self.children"), [each + at for each in tree.values()])
+
+    def attach(self, group: int, way: int, *programs: int, link: int = 0) -> list[int]:
+        """Programs at a control group, the last with that link."""
+        rows = [self.new("bpf_prog_list", prog=each) for each in programs]
+        if link:
+            rows.append(self.new("bpf_prog_list", link=link))
+        head = group + self.offset("cgroup", f"bpf.progs[{way}]")
+        if self.older:
+            self.listed(head, rows)
+        else:
+            self.chain(head, rows)
+        return rows
 
     def probe(self, address: int, handler: int, **members: int) -> int:
         return self.new("kprobe", addr=address, pre_handler=handler, **members)
