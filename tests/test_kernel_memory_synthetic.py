@@ -259,6 +259,25 @@ def test_more_free_than_there_are() -> None:
     assert table.active_objs[1] == 0
 
 
+@pytest.mark.parametrize("length", [300, 10_500])
+def test_long_lists_of_slabs(length: int) -> None:
+    """Cost is of nodes, not of rounds; what is not looked at is taken to be like the rest."""
+    guest = WatchedGuest()
+    _, second, _ = caches(guest)
+    node = guest.space.read_u64(second + 0xD8 + 8)
+    slabs = [guest.alloc(64, "slab") for _ in range(length)]
+    for at in slabs:
+        guest.write(at + 40, (10 | 16 << 16).to_bytes(4, "little"))
+    guest.listed(node + guest.offset("kmem_cache_node", "partial"), [at + 8 for at in slabs])
+    guest.put("kmem_cache_node", node, nr_partial=length, nr_slabs__counter=length, total_objects__counter=16 * length)
+    guest.memory.reset()
+    table = slab_caches(guest.kernel)
+    assert set(table.fault) == {""}
+    assert table.active_objs[1] == 10 * length
+    assert guest.memory.gathers < 40
+    assert len(table.notes) == (length > 10_000)
+
+
 def test_another_allocator() -> None:
     guest = WatchedGuest()
     guest.learn("kmem_cache 64\n    name 0 *char\n    list 8 list_head\n")
