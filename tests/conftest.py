@@ -117,6 +117,12 @@ def lab_each(lab_boot: Boot, lab_kernel: str) -> LabGuest:
     return lab_boot(kernel=lab_kernel)
 
 
+@pytest.fixture(scope="session", params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
+def watched_guest(lab_boot: Boot, request: pytest.FixtureRequest) -> LabGuest:
+    """Guests of several kernels in which something watches the kernel; tests of all modules share each boot."""
+    return lab_boot(kernel=request.param, workload="watched")
+
+
 @pytest.fixture
 def lab_fresh(lab: Daemon) -> Iterator[Boot]:
     """Boots guests for one test alone, which may stop, reboot or destroy them."""

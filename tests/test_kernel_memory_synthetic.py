@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.synthetic.guest import HOLE, NOWHERE
-from tests.synthetic.watched import VMEMMAP, WatchedGuest
+from tests.synthetic.watched import NODE_ITEMS, VMEMMAP, ZONE_ITEMS, WatchedGuest
 from vmi_inside.errors import Unsupported
 from vmi_inside.linux.memory_info import memory_info
 from vmi_inside.linux.process_memory import process_memory
 from vmi_inside.linux.slab_caches import slab_caches
+from vmi_inside.linux.vm_counters import vm_counters
 
 PAGE = 4096
 KINDS = pytest.mark.parametrize(
@@ -127,6 +128,64 @@ def test_inodes_in_a_circle() -> None:
     assert "runs in a circle" in memory_info(guest.kernel)[0].fault
 
 
+# -- its counters ---------------------------------------------------------------------------------------------------
+
+
+def counted(guest: WatchedGuest) -> int:
+    """Names of counters as the kernel lists them; gives where."""
+    guest.learn("vm_event_state 32\n    event 0 u64[4]\n")
+    guest.profile.enums["numa_stat_item"] = {"NUMA_HIT": 0, "NR_VM_NUMA_EVENT_ITEMS": 1}
+    guest.profile.enums["vm_event_item"] = {"PGPGIN": 0, "PGPGOUT": 1, "PSWPIN": 2, "PGFAULT": 3}
+    guest.counted(NR_FREE_PAGES=1000, NR_ANON_THPS=1024, NR_WRITEBACK=-3)
+    zones, nodes = list(ZONE_ITEMS[:-1]), list(NODE_ITEMS[:-1])
+    names = [*zones, "numa_hit", *nodes, "nr_dirty_threshold", "PGPGIN", "PGPGOUT", "PSWPIN", "PGFAULT"]
+    at = guest.global_("vmstat_text", 8 * len(names) + 16 * 8)
+    for number, name in enumerate(names):
+        guest.word(at + 8 * number, guest.string(name.lower()))
+    guest.profile.symbols["vm_event_states"] = 0x3000
+    for cpu, base in enumerate(guest.percpu):
+        for number in range(4):
+            guest.word(base + 0x2000 + 8 * number, 10 * number + cpu + 4)
+    guest.finish()
+    return at
+
+
+@KINDS
+def test_counters(kind: dict) -> None:
+    guest = WatchedGuest(**kind)
+    counted(guest)
+    table = vm_counters(guest.kernel)
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    value = dict(zip(table.name, table.value, strict=True))
+    assert "numa_hit" not in value
+    assert "nr_dirty_threshold" not in value
+    assert (value["nr_free_pages"], value["nr_writeback"]) == (1000, 0)
+    assert value["nr_anon_thps"] == (1024 if guest.older else 2)
+    assert [value[name] for name in ("pgpgin", "pgpgout", "pswpin", "pgfault")] == [4, 14, 49, 69]
+    assert table.kind.tolist()[-4:] == ["event"] * 4
+
+
+@pytest.mark.parametrize("wild", [NOWHERE, HOLE, 8, (1 << 64) - 8])
+def test_counters_that_lie(wild: int) -> None:
+    guest = WatchedGuest()
+    at = counted(guest)
+    guest.word(at, wild)
+    guest.word(guest.profile.symbols["__per_cpu_offset"] + 8, wild)
+    table = vm_counters(guest.kernel)
+    assert table.fault[0] == "name unreadable"
+    assert set(table.fault[1:]) == {""}
+    assert table.notes == ("events of a CPU could not be read",)
+    for number in range(30):
+        guest.word(at + 8 * number, at)  # all are called something else
+    table = vm_counters(guest.kernel)
+    assert "event" not in table.kind
+    assert any("events are not shown" in note for note in table.notes)
+    del guest.profile.symbols["vmstat_text"]
+    with pytest.raises(Unsupported, match="does not name its counters"):
+        vm_counters(guest.kernel)
+
+
 # -- slab caches ----------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +257,25 @@ def test_more_free_than_there_are() -> None:
     table = slab_caches(guest.kernel)
     assert table.fault.tolist() == ["", "counts do not agree", ""]
     assert table.active_objs[1] == 0
+
+
+@pytest.mark.parametrize("length", [300, 10_500])
+def test_long_lists_of_slabs(length: int) -> None:
+    """Cost is of nodes, not of rounds; what is not looked at is taken to be like the rest."""
+    guest = WatchedGuest()
+    _, second, _ = caches(guest)
+    node = guest.space.read_u64(second + 0xD8 + 8)
+    slabs = [guest.alloc(64, "slab") for _ in range(length)]
+    for at in slabs:
+        guest.write(at + 40, (10 | 16 << 16).to_bytes(4, "little"))
+    guest.listed(node + guest.offset("kmem_cache_node", "partial"), [at + 8 for at in slabs])
+    guest.put("kmem_cache_node", node, nr_partial=length, nr_slabs__counter=length, total_objects__counter=16 * length)
+    guest.memory.reset()
+    table = slab_caches(guest.kernel)
+    assert set(table.fault) == {""}
+    assert table.active_objs[1] == 10 * length
+    assert guest.memory.gathers < 40
+    assert len(table.notes) == (length > 10_000)
 
 
 def test_another_allocator() -> None:

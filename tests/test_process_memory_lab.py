@@ -21,7 +21,7 @@ ASK = """cd /proc; grep -HE '^(Vm|Rss|Huget)' [0-9]*/status
 grep -HE '^(Rss|Pss|Private_Clean|Private_Dirty):' [0-9]*/smaps_rollup; true"""
 
 
-@pytest.fixture(scope="module", params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
+@pytest.fixture(scope="module", params=["6.1-cloud", "new-cloud"])
 def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
     return lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-
-import pytest
 
 from tests.lab.guest import LabGuest
 from vmi_inside.guest import Guest
@@ -13,17 +10,12 @@ from vmi_inside.guest import Guest
 Told = dict[str, list[dict[str, str]]]
 
 
-@pytest.fixture(scope="module", params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
-def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[LabGuest]:
-    return lab_boot(kernel=request.param, workload="watched")
-
-
 # -- eBPF -----------------------------------------------------------------------------------------------------------
 
 
 def told(guest: LabGuest) -> Told:
     """What bpf(2) says: `program`, `map`, `link`, each a list of words by name."""
-    found: Told = {"program": [], "map": [], "link": []}
+    found: Told = {"program": [], "map": [], "link": [], "attached": []}
     for line in guest.ask("workload bpf").splitlines():
         kind, *words = line.split(" ")
         found[kind].append(dict(word.split("=", 1) for word in words))
@@ -34,9 +26,9 @@ def enum(seen: Guest, name: str, prefix: str) -> dict[int, str]:
     return {value: key.removeprefix(prefix).lower() for key, value in seen.kernel.profile.enum(name).items()}
 
 
-def test_programs(guest: LabGuest) -> None:
-    said = told(guest)["program"]
-    with guest.attach() as seen:
+def test_programs(watched_guest: LabGuest) -> None:
+    said = told(watched_guest)["program"]
+    with watched_guest.attach() as seen:
         table = seen.bpf_programs()
         types = enum(seen, "bpf_prog_type", "BPF_PROG_TYPE_")
         boot = seen.info().boot_time[0]
@@ -51,7 +43,7 @@ def test_programs(guest: LabGuest) -> None:
         assert row.jited_address == int(words["at"], 16)
         assert abs(row.load_time - (boot + int(words["loaded"]) / 1e9)) <= 2
     named = {row.name: row for row in table}
-    assert named["lab_filter"].maps == str(seen_map(guest, "lab_array"))
+    assert named["lab_filter"].maps == str(seen_map(watched_guest, "lab_array"))
     assert named["lab_cgroup"].attach_type == "cgroup_inet_egress"
     if "lab_fentry" in named:
         assert named["lab_fentry"].attach_type == "trace_fentry"
@@ -62,9 +54,9 @@ def seen_map(guest: LabGuest, name: str) -> int:
     return next(int(words["id"]) for words in told(guest)["map"] if words["name"] == name)
 
 
-def test_maps(guest: LabGuest) -> None:
-    said = told(guest)["map"]
-    with guest.attach() as seen:
+def test_maps(watched_guest: LabGuest) -> None:
+    said = told(watched_guest)["map"]
+    with watched_guest.attach() as seen:
         table = seen.bpf_maps()
         types = enum(seen, "bpf_map_type", "BPF_MAP_TYPE_")
         few = seen.bpf_maps(["name"])
@@ -80,9 +72,9 @@ def test_maps(guest: LabGuest) -> None:
         assert not row.frozen
 
 
-def test_links(guest: LabGuest) -> None:
-    said = told(guest)
-    with guest.attach() as seen:
+def test_links(watched_guest: LabGuest) -> None:
+    said = told(watched_guest)
+    with watched_guest.attach() as seen:
         table = seen.bpf_links()
         types = enum(seen, "bpf_link_type", "BPF_LINK_TYPE_")
     names = {words["id"]: words["name"] for words in said["program"]}
@@ -100,7 +92,7 @@ def test_links(guest: LabGuest) -> None:
             assert row.target == f"net:[{words['target']}]"
             assert row.attach_type == "sk_lookup"
         elif row.type == "cgroup":
-            assert guest.ask(f"stat -c %i /sys/fs/cgroup{row.target}").strip() == words["target"]
+            assert watched_guest.ask(f"stat -c %i /sys/fs/cgroup{row.target}").strip() == words["target"]
             assert row.attach_type == "cgroup_inet_egress"
     targets = {row.program: row.target for row in table}
     assert targets["lab_raw"] == "sched_process_exit"
@@ -110,16 +102,40 @@ def test_links(guest: LabGuest) -> None:
     assert re.fullmatch("(do|filename)_unlinkat", targets.get("lab_fentry", "do_unlinkat"))
 
 
+def test_programs_attached_with_a_link_and_without(watched_guest: LabGuest) -> None:
+    said = told(watched_guest)
+    with watched_guest.attach() as seen:
+        table = seen.bpf_attachments()
+        types = enum(seen, "bpf_attach_type", "BPF_")
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    names = {words["id"]: words["name"] for words in said["program"]}
+    groups = [row for row in table if not row.attach_type.startswith("xdp")]
+    mine = {(row.program_id, row.program, row.attach_type, f"/sys/fs/cgroup{row.target}") for row in groups}
+    assert mine == {
+        (int(words["program"]), names[words["program"]], types[int(words["type"])], words["target"])
+        for words in said["attached"]
+    }
+    links = {int(words["id"]): words["program"] for words in said["link"]}
+    by_name = {row.program: row for row in table}
+    assert by_name["lab_device"].link_id == 0
+    for name, target in (("lab_cgroup", "/watched"), ("lab_xdp", "dummy0")):
+        assert links[by_name[name].link_id] == str(by_name[name].program_id)
+        assert by_name[name].target == target
+    assert by_name["lab_xdp"].attach_type == "xdp_generic"
+    assert set(by_name) == {"lab_device", "lab_cgroup", "lab_xdp"}
+
+
 # -- probes and traces ----------------------------------------------------------------------------------------------
 
 
-def test_kprobes_are_what_debugfs_lists(guest: LabGuest) -> None:
+def test_kprobes_are_what_debugfs_lists(watched_guest: LabGuest) -> None:
     said = []
-    for line in guest.ask("cat /sys/kernel/debug/kprobes/list").splitlines():
+    for line in watched_guest.ask("cat /sys/kernel/debug/kprobes/list").splitlines():
         address, kind, place, *rest = line.split()
         flags = set(re.findall(r"\[([A-Z]+)\]", "".join(rest)))
         said.append((int(address, 16), {"k": "kprobe", "r": "kretprobe"}[kind], place.removesuffix("+0x0"), flags))
-    with guest.attach() as seen:
+    with watched_guest.attach() as seen:
         table = seen.kprobes()
     assert table.notes == ()
     assert set(table.fault) == {""}
@@ -142,17 +158,17 @@ def test_kprobes_are_what_debugfs_lists(guest: LabGuest) -> None:
     assert events["lab:opened"].handler == "kretprobe_dispatcher"
 
 
-def test_traced_functions_are_what_tracefs_lists(guest: LabGuest) -> None:
+def test_traced_functions_are_what_tracefs_lists(watched_guest: LabGuest) -> None:
     said: dict[str, tuple[int, bool, bool, str]] = {}
     name = ""
-    for line in guest.ask("cat /sys/kernel/tracing/enabled_functions").splitlines():
+    for line in watched_guest.ask("cat /sys/kernel/tracing/enabled_functions").splitlines():
         if "direct-->" in line:
             said[name] = (*said[name][:3], line.split("-->")[1].split("+")[0])
             continue
         name, count, rest = re.match(r"(\S+) \((\d+)\)(.*)", line).groups()  # type: ignore[union-attr]
         letters = rest.split("tramp:")[0].split()
         said[name] = (int(count), "R" in letters, "I" in letters, "")
-    with guest.attach() as seen:
+    with watched_guest.attach() as seen:
         table = seen.ftrace_functions()
         users = seen.ftrace_ops()
     assert table.notes == ()
@@ -173,13 +189,13 @@ def test_traced_functions_are_what_tracefs_lists(guest: LabGuest) -> None:
     assert all(row.owner == "kernel" and row.enabled for row in users)
     by_probes = [row for row in users if row.name == "kprobe_ftrace_ops"]
     assert [row.functions for row in by_probes] == [2]  # the two enabled ones at functions' entries
-    filters = guest.ask("cd /sys/kernel/tracing; cat set_ftrace_filter instances/lab/set_ftrace_filter").split()
+    filters = watched_guest.ask("cd /sys/kernel/tracing; cat set_ftrace_filter instances/lab/set_ftrace_filter").split()
     assert sum(row.functions for row in traced) == len(filters)
 
 
-def test_tracepoints_in_use(guest: LabGuest) -> None:
-    events = guest.ask("cat /sys/kernel/tracing/set_event").split()
-    with guest.attach() as seen:
+def test_tracepoints_in_use(watched_guest: LabGuest) -> None:
+    events = watched_guest.ask("cat /sys/kernel/tracing/set_event").split()
+    with watched_guest.attach() as seen:
         table = seen.tracepoints()
         few = seen.tracepoints(["name"])
         holds = {words.address for words in seen.bpf_links()} | {words.address for words in seen.bpf_programs()}
@@ -201,3 +217,50 @@ def test_tracepoints_in_use(guest: LabGuest) -> None:
     assert set(found) <= {"sched_switch", "sched_wakeup", "sched_wakeup_new"}
     raw = next(row for row in table if row.name == "sched_process_exit")
     assert raw.data_address in holds
+
+
+def test_uprobes(watched_guest: LabGuest) -> None:
+    listed = watched_guest.ask("cat /sys/kernel/tracing/uprobe_events").split()
+    assert listed[0] == "p:lab/start"
+    path, _, offset = listed[1].partition(":")
+    inode = int(watched_guest.ask(f"stat -c %i {path}"))
+    with watched_guest.attach() as seen:
+        table = seen.uprobes()
+    assert table.notes == ()
+    (row,) = table
+    assert (row.path, row.inode, row.offset, row.event) == (path, inode, int(offset, 16), "lab:start")
+    assert (row.handler, row.return_handler, row.owner) == ("uprobe_dispatcher", "", "kernel")
+    assert (row.users, row.fault) == (1, "")
+
+
+def test_perf_events(watched_guest: LabGuest) -> None:
+    listed = watched_guest.ask("ls -l /proc/[0-9]*/fd 2>/dev/null; true").splitlines()
+    said: dict[int, int] = {}
+    pid = 0
+    for line in listed:
+        if line.endswith("/fd:"):
+            pid = int(line.split("/")[2])
+        elif line.endswith("anon_inode:[perf_event]"):
+            said[pid] = said.get(pid, 0) + 1
+    with watched_guest.attach() as seen:
+        table = seen.perf_events()
+        names = {row.pid: row.name for row in seen.processes(["pid", "name"])}
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    mine = {row.pid: (row.tid, row.name) for row in table}
+    assert mine.keys() <= said.keys()  # children hold what their parent opened
+    for row in table:
+        assert said[row.pid] == (table.pid == row.pid).sum()
+        assert row.name == names[row.pid]
+        if row.type == "software":
+            assert (row.watched_pid, row.cpu, row.state, row.config) == (row.pid, -1, "off", 3)
+        else:
+            assert (row.watched_pid, row.cpu, row.state) == (-1, 0, "active")
+    assert sorted((row.type, row.target) for row in table) == [
+        ("kprobe", "kprobe do_nanosleep"), ("software", ""), ("tracepoint", "sched_process_fork"),
+    ]  # fmt: skip
+    assert {row.type: row.program for row in table} == {
+        "kprobe": "lab_kprobe", "software": "", "tracepoint": "lab_point",
+    }  # fmt: skip
+    point = next(row for row in table if row.type == "tracepoint")
+    assert point.config == int(watched_guest.ask("cat /sys/kernel/tracing/events/sched/sched_process_fork/id"))

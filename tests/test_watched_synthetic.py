@@ -10,13 +10,16 @@ from tests.synthetic.guest import BOOTED, HOLE, NOWHERE
 from tests.synthetic.traced import TEXT, TracedGuest
 from vmi_inside.errors import Unsupported
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.bpf_attachments import bpf_attachments
 from vmi_inside.linux.bpf_links import bpf_links
 from vmi_inside.linux.bpf_maps import bpf_maps
 from vmi_inside.linux.bpf_programs import bpf_programs
 from vmi_inside.linux.ftrace_functions import ftrace_functions
 from vmi_inside.linux.ftrace_ops import ftrace_ops
 from vmi_inside.linux.kprobes import kprobes
+from vmi_inside.linux.perf_events import perf_events
 from vmi_inside.linux.tracepoints import tracepoints
+from vmi_inside.linux.uprobes import uprobes
 from vmi_inside.table import Table
 
 WILD = pytest.mark.parametrize("wild", [NOWHERE, HOLE, 8, (1 << 64) - 8, 0x1234_5678_9ABC_DEF0])
@@ -25,7 +28,17 @@ NOBODY = 0xFFFF_FFFF_A000_0000
 
 @pytest.mark.parametrize(
     "table",
-    [bpf_programs, bpf_maps, bpf_links, kprobes, ftrace_ops, ftrace_functions, tracepoints],
+    [
+        bpf_programs,
+        bpf_maps,
+        bpf_links,
+        bpf_attachments,
+        kprobes,
+        ftrace_ops,
+        ftrace_functions,
+        tracepoints,
+        uprobes,
+    ],
     ids=lambda table: table.__name__,
 )
 def test_a_kernel_that_has_none_says_so(table: Callable[[Kernel], Table]) -> None:
@@ -122,6 +135,59 @@ def test_ebpf_that_lies(wild: int) -> None:
     assert "unreadable" in table.fault[1] or len(table) == 1
     guest.poke("idr", guest.profile.symbols["link_idr"], "idr_rt.xa_head", (wild & ~3) | 2)
     assert len(bpf_links(guest.kernel)) == 0
+
+
+def attached(guest: TracedGuest) -> dict[str, int]:
+    """A control group with two programs, one of them with a link; and a device with one."""
+    first, second, third = (guest.program(number, name) for number, name in ((1, "one"), (2, "two"), (3, "xdp")))
+    guest.idr("prog_idr", {1: first, 2: second, 3: third})
+    root = guest.global_("cgrp_dfl_root", guest.size("cgroup_root")) + guest.offset("cgroup_root", "cgrp")
+    guest.put("cgroup", root, kn=guest.root_cgroup)
+    user, idle = (guest.new("cgroup", kn=guest.cgroup(guest.root_cgroup, name)) for name in ("user", "idle"))
+    guest.groups({"user": user, "idle": idle}, root)
+    link = guest.new("bpf_cgroup_link", link__id=9, link__prog=second)
+    rows = guest.attach(user, 1, first, link=link)
+    device = guest.new("net_device", name=b"eth0", xdp_state__prog=0)
+    guest.poke("net_device", device, "xdp_state[1].prog", third)
+    guest.listed(guest.init_net + guest.offset("net", "dev_base_head"), [device + 64])
+    guest.finish()
+    return {"user": user, "idle": idle, "root": root, "row": rows[0], "device": device, "last": rows[1]}
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["newer", "older"])
+def test_attached_programs(older: bool) -> None:
+    guest = TracedGuest(older=older)
+    attached(guest)
+    table = bpf_attachments(guest.kernel)
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    assert [row[:5] for row in table] == [
+        (1, "one", "cgroup_inet_egress", "/user", 0),
+        (2, "two", "cgroup_inet_egress", "/user", 9),
+        (3, "xdp", "xdp_driver", "eth0", 0),
+    ]
+
+
+@WILD
+def test_attachments_that_lie(wild: int) -> None:
+    guest = TracedGuest()
+    at = attached(guest)
+    guest.put("bpf_prog_list", at["row"], prog=wild)
+    guest.word(at["last"], at["row"])  # a circle of programs
+    guest.put("cgroup", at["user"], kn=wild)
+    sibling = guest.offset("cgroup_subsys_state", "sibling")
+    guest.word(at["idle"] + sibling, at["user"] + sibling)  # and of groups
+    guest.poke("net_device", at["device"], "xdp_state[1].prog", wild)
+    table = bpf_attachments(guest.kernel)
+    assert len(table) == 3
+    assert "program unreadable" in table.fault[0]
+    assert "place unreadable" in table.fault[1]
+    assert "program unreadable" in table.fault[2]
+    assert any("control groups" in note for note in table.notes)
+    assert any("programs of a control group" in note for note in table.notes)
+    guest.word(at["root"] + guest.offset("cgroup", "self.children"), wild)
+    guest.word(guest.profile.symbols["net_namespace_list"], wild)
+    assert len(bpf_attachments(guest.kernel)) == 0
 
 
 # -- kprobes --------------------------------------------------------------------------------------------------------
@@ -301,3 +367,108 @@ def test_tracepoints_that_lie(wild: int) -> None:
     assert len(table) == 64 + 1 + 1
     guest.profile.symbols["__stop___tracepoints_ptrs"] = stop + (1 << 40)
     assert len(tracepoints(guest.kernel).notes) >= 1
+
+
+# -- uprobes --------------------------------------------------------------------------------------------------------
+
+
+def programs_probed(guest: TracedGuest) -> dict[str, int]:
+    """Two users of one probe, one of them an event; a probe that nobody uses."""
+    dispatcher = guest.function("uprobe_dispatcher")
+    event = guest.new("trace_probe_event", call__name=guest.string("tls"))
+    guest.poke("trace_probe_event", event, "call.class", guest.new("trace_event_class", system=guest.string("lab")))
+    traced = guest.new("trace_uprobe", filename=guest.string("/lib/libssl.so"), tp__event=event)
+    mine = traced + guest.offset("trace_uprobe", "consumer")
+    guest.put("uprobe_consumer", mine, handler=dispatcher)
+    other = guest.new("uprobe_consumer", ret_handler=NOBODY)
+    first, second = guest.uprobe(0x1000, mine, other), guest.uprobe(0x2000)
+    guest.tree("uprobes_tree", first, right=second)
+    guest.finish()
+    return {"first": first, "second": second, "mine": mine, "other": other, "traced": traced}
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["newer", "older"])
+def test_uprobes(older: bool) -> None:
+    guest = TracedGuest(older=older)
+    programs_probed(guest)
+    table = uprobes(guest.kernel)
+    assert table.notes == ()
+    assert [row[:8] for row in table] == [
+        ("/lib/libssl.so", 12, 0x1000, "uprobe_dispatcher", "", "kernel", "lab:tls", 2),
+        ("", 12, 0x1000, "", f"{NOBODY:#x}", "", "", 2),
+        ("", 12, 0x2000, "", "", "", "", 0),
+    ]
+    assert table.fault.tolist() == ["", "its handler is nobody's code", ""]
+
+
+@WILD
+def test_uprobes_that_lie(wild: int) -> None:
+    guest = TracedGuest()
+    at = programs_probed(guest)
+    guest.word(at["other"] + 24, at["mine"] + 24)  # a circle that does not meet its head
+    guest.put("trace_uprobe", at["traced"], filename=wild, tp__event=wild)
+    guest.put("uprobe", at["second"], inode=wild)
+    table = uprobes(guest.kernel)
+    assert any("circle" in note for note in table.notes)
+    assert "path unreadable" in table.fault[0]
+    assert "inode unreadable" in table.fault[2]
+    guest.put("rb_node", at["second"], rb_left=at["first"], rb_right=wild)
+    table = uprobes(guest.kernel)
+    assert len(table) == 3
+    assert any("twice" in note or "read" in note for note in table.notes)
+    guest.word(guest.profile.symbols["uprobes_tree"], wild)
+    assert len(uprobes(guest.kernel)) == 0
+
+
+# -- perf events ----------------------------------------------------------------------------------------------------
+
+
+def opened(guest: TracedGuest) -> dict[str, int]:
+    """Two events of one thread: one of its own, one of a tracepoint on a CPU; and a thread without any."""
+    init, other = guest.task(1, "init"), guest.task(7, "perf", leader=1)
+    pmu = guest.new("pmu", name=guest.string("software"))
+    program = guest.program(5, "sampler")
+    mine = guest.new("perf_event", pmu=pmu, attr__config=3, prog=program, cpu=-1, state=-1, owner=other.task)
+    guest.put("perf_event", mine, ctx=guest.new("perf_context", task=other.task))
+    call = guest.new("trace_event_call", name=guest.point("sched_switch"), flags=8)
+    point = guest.new(
+        "perf_event", pmu=guest.new("pmu", name=guest.string("tracepoint")), cpu=1, state=1, tp_event=call
+    )
+    guest.put("perf_event", point, ctx=guest.new("perf_context"), owner=other.task)
+    head, link = guest.offset("task_struct", "perf_event_list"), guest.offset("perf_event", "owner_entry")
+    guest.listed(init.task + head, [])
+    guest.listed(other.task + head, [mine + link, point + link])
+    guest.finish()
+    return {"mine": mine, "point": point, "call": call, "task": other.task, "init": init.task, "head": head}
+
+
+def test_perf_events() -> None:
+    guest = TracedGuest()
+    opened(guest)
+    table = perf_events(guest.kernel)
+    assert table.notes == ()
+    assert set(table.fault) == {""}
+    assert [row[:9] for row in table] == [
+        (1, 7, "perf", "software", 3, "", 7, -1, "off"),
+        (1, 7, "perf", "tracepoint", 0, "sched_switch", -1, 1, "active"),
+    ]
+    assert list(zip(table.program_id, table.program, strict=True)) == [(5, "sampler"), (0, "")]
+    with pytest.raises(Unsupported, match="this kernel has none"):
+        perf_events(TracedGuest(older=True).kernel)
+
+
+@WILD
+def test_perf_events_that_lie(wild: int) -> None:
+    guest = TracedGuest()
+    at = opened(guest)
+    guest.put("perf_event", at["mine"], pmu=wild, ctx=wild, prog=wild, owner=at["init"])
+    guest.put("trace_event_call", at["call"], name=wild)
+    table = perf_events(guest.kernel)
+    for word in ("its owner is another", "type unreadable", "watched thread unreadable", "program unreadable"):
+        assert word in table.fault[0]
+    assert "target unreadable" in table.fault[1]
+    link = guest.offset("perf_event", "owner_entry")
+    guest.word(at["point"] + link, at["mine"] + link)
+    assert any("circle" in note for note in perf_events(guest.kernel).notes)
+    guest.word(at["task"] + at["head"], wild)
+    assert len(perf_events(guest.kernel)) <= 1

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from vmi_inside.linux.containers import Containers
     from vmi_inside.linux.credentials import ProcessCredentials
     from vmi_inside.linux.environments import ProcessEnvs
+    from vmi_inside.linux.bpf_attachments import BpfAttachments
+    from vmi_inside.linux.bpf_links import BpfLinks
+    from vmi_inside.linux.bpf_maps import BpfMaps
+    from vmi_inside.linux.bpf_programs import BpfPrograms
+    from vmi_inside.linux.buddy_info import BuddyInfo
     from vmi_inside.linux.ftrace_functions import FtraceFunctions
     from vmi_inside.linux.ftrace_ops import FtraceOps
     from vmi_inside.linux.control_groups import ControlGroups
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.network.routes import Routes
     from vmi_inside.linux.network.xtables import Xtables
     from vmi_inside.linux.open_files import OpenFiles
+    from vmi_inside.linux.perf_events import PerfEvents
     from vmi_inside.linux.process_memory import ProcessMemory
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.resources import Resources
@@ -50,6 +56,11 @@ if TYPE_CHECKING:
     from vmi_inside.linux.threads import Threads
     from vmi_inside.linux.tracepoints import Tracepoints
     from vmi_inside.linux.timers import Timers
+    from vmi_inside.linux.swaps import Swaps
+    from vmi_inside.linux.threads import Threads
+    from vmi_inside.linux.tracepoints import Tracepoints
+    from vmi_inside.linux.uprobes import Uprobes
+    from vmi_inside.linux.vm_counters import VmCounters
     from vmi_inside.table import Table
 
 T = TypeVar("T", bound="Table")
@@ -206,6 +217,9 @@ class Tables:
     bpf_programs: Reading[BpfPrograms] = Reading("linux.bpf_programs:bpf_programs", "Loaded eBPF programs.")
     bpf_maps: Reading[BpfMaps] = Reading("linux.bpf_maps:bpf_maps", "eBPF maps.")
     bpf_links: Reading[BpfLinks] = Reading("linux.bpf_links:bpf_links", "What eBPF programs are attached to.")
+    bpf_attachments: Reading[BpfAttachments] = Reading(
+        "linux.bpf_attachments:bpf_attachments", "eBPF programs at control groups and devices, without a link too."
+    )
     kprobes: Reading[Kprobes] = Reading("linux.kprobes:kprobes", "Where the kernel is probed, and by whom.")
     ftrace_ops: Reading[FtraceOps] = Reading("linux.ftrace_ops:ftrace_ops", "Who uses ftrace.")
     ftrace_functions: Reading[FtraceFunctions] = Reading(
@@ -225,4 +239,10 @@ class Tables:
     )
     xtables: Reading[Xtables] = Reading(
         "linux.network.xtables:xtables", "Tables of legacy iptables, of all network namespaces."
+    uprobes: Reading[Uprobes] = Reading("linux.uprobes:uprobes", "Where programs are probed, and by whom.")
+    buddy_info: Reading[BuddyInfo] = Reading("linux.buddy_info:buddy_info", "Free memory by the size of its pieces.")
+    swaps: Reading[Swaps] = Reading("linux.swaps:swaps", "Where memory is swapped to.")
+    perf_events: Reading[PerfEvents] = Reading("linux.perf_events:perf_events", "Perf events that processes opened.")
+    vm_counters: Reading[VmCounters] = Reading(
+        "linux.vm_counters:vm_counters", "Counters of memory, and of what was done with it."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from tests.synthetic.structs import NEWER
 from tests.synthetic.watched import WatchedGuest
 
 _BPF = """
@@ -65,7 +66,21 @@ bpf_kprobe_multi_link 160
     link 0 bpf_link
     addrs 128 *void
     cnt 144 u32
+pmu 64
+    name 48 *char
+perf_attr 64
+    config 8 u64
+perf_context 200
+    task 128 *task_struct
 perf_event 1300
+    pmu 152 *pmu
+    state 168 i32
+    attr 216 perf_attr
+    ctx 576 *perf_context
+    owner_entry 672 list_head
+    cpu 668 i32
+    owner 688 *task_struct
+    prog 1032 *bpf_prog
     tp_event 1048 *trace_event_call
 trace_event_class 128
     system 0 *char
@@ -100,7 +115,21 @@ kretprobe 168
 trace_kprobe 256
     rp 24 kretprobe
     tp 208 trace_probe
+rb_node 24
+    __rb_parent_color 0 u64
+    rb_right 8 *rb_node
+    rb_left 16 *rb_node
+uprobe 232
+    rb_node 0 rb_node
+    consumers 112 {consumers}
+    inode 128 *inode
+    offset 168 i64
+uprobe_consumer 48
+    handler 0 *void
+    ret_handler 8 *void
+    {link}
 trace_uprobe 176
+    consumer 24 uprobe_consumer
     filename 88 *char
     offset 104 u64
     tp 128 trace_probe
@@ -145,6 +174,32 @@ module_layout 80
     text_size 12 u32
     ro_size 16 u32
 """
+_GROUPS = """
+cgroup_subsys_state 200
+    sibling 32 list_head
+    children 48 list_head
+bpf_prog_list 48
+    node 0 {node}
+    prog 16 *bpf_prog
+    link 24 *bpf_cgroup_link
+cgroup_bpf 640
+    progs 264 {head}[4]
+cgroup 2000
+    self 0 cgroup_subsys_state
+    kn 0x108 *kernfs_node
+    bpf 0x468 cgroup_bpf
+cgroup_root 3000
+    cgrp 48 cgroup
+bpf_xdp_entity 16
+    prog 0 *bpf_prog
+    link 8 *bpf_xdp_link
+bpf_xdp_link 96
+    link 0 bpf_link
+net_device 500
+    name 0 char[16]
+    dev_list 64 list_head
+    xdp_state 200 bpf_xdp_entity[3]
+"""
 PROG_TYPES = {"BPF_PROG_TYPE_UNSPEC": 0, "BPF_PROG_TYPE_SOCKET_FILTER": 1, "BPF_PROG_TYPE_KPROBE": 2}
 #: Where the made-up kernel's text lies.
 TEXT, TEXT_SIZE = 0xFFFF_FFFF_8130_0000, 0x10000
@@ -155,19 +210,27 @@ class TracedGuest(WatchedGuest):
 
     def __init__(self, **kind: bool) -> None:
         super().__init__(**kind)  # type: ignore[arg-type]
-        self.learn(_BPF)
+        task = NEWER[NEWER.index("task_struct 9600") : NEWER.index("cred 176")]
+        if not self.older:
+            self.learn(task + "    perf_event_list 4000 list_head\n")
+        consumers, link = ("*uprobe_consumer", "next 24 *uprobe_consumer") if self.older else (
+            "list_head", "cons_node 24 list_head"
+        )  # fmt: skip
+        self.learn(_BPF.format(consumers=consumers, link=link))
+        head, node = ("list_head", "list_head") if self.older else ("hlist_head", "hlist_node")
+        net = NEWER[NEWER.index("net 4096") : NEWER.index("inet_hashinfo 512")]
+        self.learn(_GROUPS.format(head=head, node=node), net + "    dev_base_head 0x800 list_head\n")
         self.profile.enums |= {
             "bpf_prog_type": PROG_TYPES,
             "bpf_map_type": {"BPF_MAP_TYPE_UNSPEC": 0, "BPF_MAP_TYPE_HASH": 1},
             "bpf_link_type": {
                 f"BPF_LINK_TYPE_{name}": value
-                for name, value in {
-                    "RAW_TRACEPOINT": 1, "CGROUP": 3, "PERF_EVENT": 7, "KPROBE_MULTI": 8,
-                }.items()
+                for name, value in {"RAW_TRACEPOINT": 1, "CGROUP": 3, "PERF_EVENT": 7, "KPROBE_MULTI": 8}.items()
             },
             "bpf_attach_type": {"BPF_CGROUP_INET_INGRESS": 0, "BPF_CGROUP_INET_EGRESS": 1},
             "events": {"TRACE_EVENT_FL_TRACEPOINT": 8, "TRACE_EVENT_FL_KPROBE": 32, "TRACE_EVENT_FL_UPROBE": 64},
             "ops": {"FTRACE_OPS_FL_ENABLED": 1, "FTRACE_OPS_FL_IPMODIFY": 1 << 12},
+            "perf_event_state": {"PERF_EVENT_STATE_OFF": -1, "PERF_EVENT_STATE_ACTIVE": 1},
             "records": {"FTRACE_FL_ENABLED": 1 << 31, "FTRACE_FL_REGS": 1 << 30, "FTRACE_FL_IPMODIFY": 1 << 26},
         }  # fmt: skip
         self.functions: dict[str, int] = {}
@@ -209,8 +272,49 @@ class TracedGuest(WatchedGuest):
         self.put("bpf_prog_aux", aux, **members)
         return program
 
+    def groups(self, tree: dict[str, int], root: int) -> None:
+        """Control groups below the root, by name; `tree` gives each its struct."""
+        at = self.offset("cgroup_subsys_state", "sibling")
+        for each in (root, *tree.values()):
+            self.listed(each + self.offset("cgroup", "self.children"), [])
+            for way in range(4 if self.older else 0):
+                self.listed(each + self.offset("cgroup", f"bpf.progs[{way}]"), [])
+        self.listed(root + self.offset("cgroup", "self.children"), [each + at for each in tree.values()])
+
+    def attach(self, group: int, way: int, *programs: int, link: int = 0) -> list[int]:
+        """Programs at a control group, the last with that link."""
+        rows = [self.new("bpf_prog_list", prog=each) for each in programs]
+        if link:
+            rows.append(self.new("bpf_prog_list", link=link))
+        head = group + self.offset("cgroup", f"bpf.progs[{way}]")
+        if self.older:
+            self.listed(head, rows)
+        else:
+            self.chain(head, rows)
+        return rows
+
     def probe(self, address: int, handler: int, **members: int) -> int:
         return self.new("kprobe", addr=address, pre_handler=handler, **members)
+
+    def uprobe(self, offset: int, *consumers: int, inode: int = 0) -> int:
+        """A probe of a program, with its users."""
+        at = self.new("uprobe", offset=offset, inode=inode or self.new("inode", i_ino=12))
+        link = 24
+        head = at + self.offset("uprobe", "consumers")
+        if self.older:
+            self.chain(head, [])
+            for here, after in zip([head, *(each + link for each in consumers)], [*consumers, 0], strict=True):
+                self.word(here, after)
+        else:
+            self.listed(head, [each + link for each in consumers])
+        return at
+
+    def tree(self, symbol: str, root: int, left: int = 0, right: int = 0) -> None:
+        """A tree of at most three nodes."""
+        self.number(symbol, root)
+        self.put("rb_node", root, rb_left=left, rb_right=right, __rb_parent_color=1)
+        for each in filter(None, (left, right)):
+            self.put("rb_node", each, __rb_parent_color=root)
 
     def hash(self, *functions: int) -> int:
         """A ftrace_hash of functions, in two buckets."""

@@ -15,16 +15,24 @@ from vmi_inside.kernel import Kernel
 _LAYOUT = """
 counter 8
     counter 0 i64
-zone 128
+free_area 24
+    nr_free 16 u64
+zone 400
     _watermark 0 u64[4]
     watermark_boost 32 u64
-pglist_data 300
+    zone_start_pfn 40 u64
+    managed_pages 48 counter
+    present_pages 56 u64
+    name 64 *char
+    free_area 72 free_area[11]
+pglist_data 900
     node_zones 8 zone[2]
 super_block 64
     s_inodes 16 list_head
 inode 64
     i_mapping 8 *address_space
     i_sb_list 16 list_head
+    i_ino 32 u64
 address_space 64
     nrpages 24 u64
 hstate 128

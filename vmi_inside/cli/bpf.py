@@ -19,6 +19,11 @@ _KINDS: Final = {
         "eBPF program",
     ),
     "maps": ("bpf_maps", plain("id", "type", "name", "key_size", "value_size", "max_entries", "users"), "eBPF map"),
+    "attached": (
+        "bpf_attachments",
+        plain("program_id", "program", "attach_type", "target", "link_id"),
+        "attached eBPF program",
+    ),
     "links": ("bpf_links", plain("id", "type", "program_id", "program", "attach_type", "target"), "eBPF link"),
 }
 
@@ -28,6 +33,7 @@ _KINDS: Final = {
 Examples:
   vmi-inside bpf web01
   vmi-inside bpf web01 links
+  vmi-inside bpf web01 attached --type 'cgroup_*'
   vmi-inside bpf web01 maps --type hash --format json
   vmi-inside bpf web01 programs --type 'kprobe,trac*' -o +jited_size,translated_size"""
 )
@@ -37,15 +43,18 @@ Examples:
 @click.option("--name", "names", multiple=True, metavar="GLOB", help="Programs and maps whose name is like this.")
 @output_options
 def bpf(target: Target, what: str, types: tuple[str, ...], names: tuple[str, ...], output: Output) -> None:
-    """The eBPF programs that are loaded, their maps, or the links that attach them.
+    """The eBPF programs that are loaded, their maps, or what attaches them.
 
-    What bpftool shows inside: WHAT is programs (when nothing is said), maps or links. Ends with exit code 1 when a type
-    or a name was asked for and nothing is there.
+    What bpftool shows inside: WHAT is programs (when nothing is said), maps, links, or attached: programs at control
+    groups and network devices, with a link or without. Ends with exit code 1 when a type or a name was asked for and
+    nothing is there.
     """
     table, shown, word = _KINDS[what]
+    kind = "attach_type" if what == "attached" else "type"
+    name = "program" if what in ("links", "attached") else "name"
     asked = [each.strip() for listed in types for each in listed.split(",")]
     filters: Filters = {
-        **({"type": like(asked)} if asked else {}),
-        **({"program" if what == "links" else "name": like(names)} if names else {}),
+        **({kind: like(asked)} if asked else {}),
+        **({name: like(names)} if names else {}),
     }
     list_table(target, output, table, shown, filters=filters, what=word)

@@ -1,8 +1,7 @@
 """Pages that processes have in memory, by their page tables, and how many share each.
 
-Knows x86 page-table entries as Linux uses them for user memory (arch/x86/include/asm/pgtable_types.h) and how often
-`struct page` says that a page is mapped (include/linux/mm_types.h; fs/proc/task_mmu.c `smaps_account`). The processes'
-own counts of their pages are `mm`'s knowledge.
+Knows x86 page-table entries as Linux uses them for user memory (arch/x86/include/asm/pgtable_types.h). How often a page
+is mapped is `mapcounts`' knowledge, the processes' own counts of their pages are `mm`'s.
 
 Tables of many processes are walked side by side, level by level, in portions that bound what is held at a time.
 """
@@ -15,11 +14,11 @@ from typing import Final
 
 import numpy as np
 
-from vmi_inside.errors import NoMember
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.mapcounts import SHARE_SHIFT, MapCounts
 from vmi_inside.linux.vmas import regions
-from vmi_inside.structs import Column, Structs
-from vmi_inside.types import I64, PAGE_SHIFT, U64, Mask
+from vmi_inside.structs import Structs
+from vmi_inside.types import I64, MASK64, PAGE_SHIFT, U64, Mask
 
 #: Processes that are walked side by side, tables read at a time, and tables of one process that are believed.
 _TOGETHER: Final = 128
@@ -29,8 +28,6 @@ _TABLE_LIMIT: Final = 1 << 14  # 32 GiB of small pages
 _TABLES_IN_ALL: Final = 1 << 17
 #: Bits of an entry: mapped though not present to the CPU (PROT_NONE), and with no page to count (`pte_special`).
 _PROTNONE, _SPECIAL = np.uint64(1 << 8), np.uint64(1 << 9)
-_PSS_SHIFT: Final = 12  # the kernel sums shares with so many bits behind the point
-_MASKS: Final = np.uint64(0xFFFF_FFFF_0000_0000)  # what names the head of a tail page: an address below, a mask above
 _VM_HUGETLB: Final = 1 << 22
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 
@@ -68,7 +65,8 @@ def shares(kernel: Kernel, mms: Structs) -> Shares:
     root, mapped = kernel.space.translate(mms.pointer("pgd"))
     whole &= mapped
     faults: dict[str, None] = {}
-    pages = _Pages(kernel)
+    pages = MapCounts(kernel)
+    zero = _huge_zero_page(kernel)
     huge = _Huge(kernel, mms)
     rows = np.flatnonzero(whole)
     left = _TABLES_IN_ALL
@@ -79,17 +77,16 @@ def shares(kernel: Kernel, mms: Structs) -> Shares:
             if len(torn):
                 whole[torn] = False
                 faults[word] = None
-            kept = ~huge.hold(leaves) & ~pages.empty(leaves)
+            kept = ~huge.hold(leaves) & ~((leaves.count > _ONE) & (leaves.pfn == zero))
             owner, length, pfn = leaves.owner[kept], leaves.count[kept], leaves.pfn[kept]
-            mapcount, fine = pages.mapcount(pfn, length)
+            pss, uss, fine = pages.shares(pfn, length)
             if not fine.all():
                 whole[owner[~fine]] = False
                 faults["a page that is mapped has no count of its users"] = None
-            bytes_ = length.astype(np.int64) << PAGE_SHIFT
-            np.add.at(sums[0], owner, bytes_)
-            np.add.at(sums[1], owner, (bytes_ << _PSS_SHIFT) // mapcount)
-            np.add.at(sums[2], owner, np.where(mapcount == 1, bytes_, 0))
-    return Shares(sums[0], sums[1] >> _PSS_SHIFT, sums[2], whole, tuple(faults))
+            np.add.at(sums[0], owner, length.astype(np.int64) << PAGE_SHIFT)
+            np.add.at(sums[1], owner, pss)
+            np.add.at(sums[2], owner, uss)
+    return Shares(sums[0], sums[1] >> SHARE_SHIFT, sums[2], whole, tuple(faults))
 
 
 def _walk(kernel: Kernel, root: U64, row: I64, left: int) -> Iterator[tuple[_Leaves, I64, str, int]]:
@@ -178,53 +175,6 @@ class _Huge:
         return out
 
 
-class _Pages:
-    """How often pages are mapped, by their `struct page`s."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self.page = kernel.struct("page")
-        self.base = np.uint64(kernel.pointer("vmemmap_base"))
-        self.zero = kernel.pointer("huge_zero_pfn") if kernel.profile.find_symbol("huge_zero_pfn") else 0
-        head = kernel.profile.enumerator("PG_head")
-        if head is None:
-            raise NoMember("PG_head")
-        self.head = np.uint64(1 << head)
-        folio = kernel.find_struct("folio")
-        if folio is not None and folio.has("_entire_mapcount.counter"):
-            self.entire = folio.member("_entire_mapcount").offset
-        else:  # before 6.2 in the second page of the folio
-            self.entire = self.page.size + self.page.member("compound_mapcount").offset
-
-    def mapcount(self, pfn: U64, count: U64) -> tuple[I64, Mask]:
-        """How many times each page (n,) is mapped, 1 or more, and (n,) bool: of which that could be told."""
-        unique, back = np.unique(pfn, return_inverse=True)
-        address = self.base + unique * np.uint64(self.page.size)
-        rows = self.kernel.structs(self.page, address).fetch("flags", ("compound_head", "compound_info"), "_mapcount")
-        own = _signed(rows["_mapcount"])
-        flags = np.ascontiguousarray(rows["flags"]).view("<u8").reshape(-1)  # a struct of its own since 6.18
-        link = rows.unsigned("compound_head")
-        tail = link & _ONE != _ZERO
-        masked = tail & (link > _MASKS)
-        head = np.where(masked, address & link & ~_ONE, np.where(tail, link & ~_ONE, address))
-        large = np.flatnonzero(tail | (flags & self.head != _ZERO))
-        entire = np.zeros(len(unique), dtype=np.int64)
-        fine = ~rows.fault
-        if len(large):
-            raw, ok = self.kernel.space.gather(head[large] + np.uint64(self.entire), 4)
-            entire[large] = np.maximum(raw.view("<i4")[:, 0].astype(np.int64) + 1, 0)
-            fine[large[~ok]] = False
-        small = np.maximum(own + 1, 0) + entire
-        # A page that is mapped whole is counted by its folio alone.
-        total = np.where(count > _ONE, entire[back], small[back])
-        return np.maximum(total, 1), fine[back] & (total > 0)
-
-    def empty(self, leaves: _Leaves) -> Mask:
-        """Which are the huge page of zeros that all share."""
-        zero: Mask = (leaves.count > _ONE) & (leaves.pfn == np.uint64(self.zero))
-        return zero
-
-
-def _signed(column: Column) -> I64:
-    """An `atomic_t` column (n, 4) as (n,) int64."""
-    return np.ascontiguousarray(column).view("<i4").reshape(-1).astype(np.int64)
+def _huge_zero_page(kernel: Kernel) -> np.uint64:
+    """The frame of the huge page of zeros that all share; of no frame where there is none."""
+    return np.uint64(kernel.pointer("huge_zero_pfn") if kernel.profile.find_symbol("huge_zero_pfn") else MASK64)

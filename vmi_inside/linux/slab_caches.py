@@ -23,6 +23,12 @@ CACHE_LIMIT: Final = 1 << 14
 #: kmem_cache_order_objects.x: the order of a slab above, the objects of one below (OO_SHIFT, OO_MASK).
 _OO_SHIFT: Final = 16
 _ORDER_LIMIT: Final = 20
+_WHAT: Final = "partly used slabs"
+#: Lists longer than this are walked one by one; so many of a list are looked at (MAX_PARTIAL_TO_SCAN), and of all.
+_LONG: Final = 64
+_SCANNED: Final = 10_000
+_IN_ALL: Final = 1 << 17
+_BELIEVED: Final = 1 << 32
 
 
 class SlabCaches(Table):
@@ -111,14 +117,31 @@ def _free(kernel: Kernel, owner: I64, nodes: Structs, rows: Structs) -> tuple[I6
     """Free objects (n,) in the partly used slabs of each cache, which (n,) could not be counted, and why."""
     slab = kernel.struct("slab", "page")  # split from struct page in 5.17
     link = slab.member("slab_list")
-    head = nodes.at("partial")
+    head, length = nodes.at("partial"), nodes.unsigned("nr_partial")
     first = kernel.structs("list_head", head).pointer("next")
-    found = walk.chains(kernel.space, first, end=head, what="partly used slabs")
-    slabs = kernel.structs(slab, found.address - np.uint64(link.offset)).fetch("objects", "inuse")
+    # Rounds are for many lists: a long one is walked for itself.
+    alone = np.flatnonzero(length > np.uint64(_LONG))
+    found = walk.chains(kernel.space, np.where(length > np.uint64(_LONG), head, first), end=head, what=_WHAT)
+    address, of, faults = [found.address], [found.owner], list(found.faults)
+    left = _IN_ALL
+    for row in alone.tolist():
+        one = walk.serial(kernel.space, int(head[row]), what=_WHAT, limit=min(_SCANNED, left))
+        left -= len(one.address)
+        address.append(one.address)
+        of.append(np.full(len(one.address), row, dtype=np.int64))
+        faults += one.faults
+    slabs = kernel.structs(slab, np.concatenate(address) - np.uint64(link.offset)).fetch("objects", "inuse")
+    whose = np.concatenate(of)
     free = slabs.number("objects") - slabs.number("inuse")
-    cache = owner[found.owner]
     wrong = slabs.fault | (free < 0)
-    return _sum(cache, np.where(wrong, 0, free), rows), _where(cache[wrong], rows), found.faults
+    counted = np.zeros(len(nodes), dtype=np.int64)
+    np.add.at(counted, whose, np.where(wrong, 0, free))
+    # Of a list that is longer than is scanned the rest is taken to be alike, as the kernel does since 6.9.
+    scanned = np.bincount(whose, minlength=len(nodes))
+    cut = np.flatnonzero((scanned == _SCANNED) & (length > np.uint64(_SCANNED)))
+    believed = np.minimum(length, np.uint64(_BELIEVED)).astype(np.int64)
+    counted[cut] = counted[cut] * believed[cut] // _SCANNED
+    return _sum(owner, counted, rows), _where(owner[whose[wrong]], rows), tuple(faults)
 
 
 def _sum(owner: I64, values: I64, rows: Structs) -> I64:

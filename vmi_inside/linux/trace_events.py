@@ -54,14 +54,28 @@ def event_targets(kernel: Kernel, call: U64) -> tuple[Text, Mask]:
 
 def kprobe_events(kernel: Kernel, probes: Structs) -> tuple[Text, Mask]:
     """Names of the events (n,), `group:event`, that these kprobes are probes of; and (n,) bool: which were read."""
-    rows = probes.holder(kernel.struct("trace_kprobe"), "rp.kp")
-    events = kernel.structs("trace_probe_event", rows.pointer("tp.event")).fetch("call.name", "call.class")
+    return _events(kernel, probes.holder(kernel.struct("trace_kprobe"), "rp.kp"))
+
+
+def uprobe_events(kernel: Kernel, consumers: Structs) -> tuple[Text, Text, Mask]:
+    """Paths (n,) as they were given, and names of the events, of which these users of uprobes are probes.
+
+    And (n,) bool: which were read. Their handler is `uprobe_dispatcher`.
+    """
+    rows = consumers.holder(kernel.struct("trace_uprobe"), "consumer")
+    names, named = kernel.strings(rows.pointer("filename"), _PATH_LIMIT)
+    events, ok = _events(kernel, rows)
+    return text(names), events, ok & named
+
+
+def _events(kernel: Kernel, probes: Structs) -> tuple[Text, Mask]:
+    """Names of the events (n,) that trace_kprobes or trace_uprobes are probes of."""
+    events = kernel.structs("trace_probe_event", probes.pointer("tp.event")).fetch("call.name", "call.class")
     classes = events.follow("call.class", kernel.struct("trace_event_class"))
     names, named = kernel.strings(events.pointer("call.name"))
     groups, grouped = kernel.strings(classes.pointer("system"))
-    ok = named & grouped & ~(rows.fault | events.fault | classes.fault)
-    shown = [f"{group}:{name}" if name else "" for group, name in zip(groups, names, strict=True)]
-    return text(shown), ok
+    ok = named & grouped & ~(probes.fault | events.fault | classes.fault)
+    return text(f"{group}:{name}" if name else "" for group, name in zip(groups, names, strict=True)), ok
 
 
 def _strings(kernel: Kernel, address: U64, fault: Mask) -> tuple[Text, Mask]:

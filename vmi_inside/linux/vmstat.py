@@ -18,6 +18,7 @@ import numpy as np
 
 from vmi_inside.errors import NoMember, NoSymbol
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux import percpu
 from vmi_inside.structs import Structs
 from vmi_inside.types import I64, PAGE_SIZE
 

@@ -1,5 +1,5 @@
 /*
- * What watches a kernel: eBPF programs, maps and links, kprobes, uprobes, traced functions, tracepoints.
+ * What watches a kernel: eBPF programs, maps and links, kprobes, uprobes, traced functions, tracepoints. And swap, and huge pages.
  *
  * `workload bpf` lists what bpf(2) tells of the programs, maps and links that there are: the truth for tests.
  */
@@ -20,6 +20,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -177,6 +178,10 @@ static void programs(void)
 		.config = number(TRACING "events/sched/sched_process_fork/id"),
 	};
 	at_event(program(BPF_PROG_TYPE_TRACEPOINT, "lab_point", 0, 0, 0, -1), &point, "tracepoint");
+	struct perf_event_attr own = {
+		.size = sizeof(own), .type = PERF_TYPE_SOFTWARE, .config = PERF_COUNT_SW_CONTEXT_SWITCHES, .disabled = 1,
+	};
+	must(syscall(SYS_perf_event_open, &own, 0, -1, -1, PERF_FLAG_FD_CLOEXEC), "software event");
 	if (raw_tracepoint(program(BPF_PROG_TYPE_RAW_TRACEPOINT, "lab_raw", 0, 0, 0, -1), "sched_process_exit") < 0)
 		missing("raw tracepoint");
 
@@ -185,6 +190,13 @@ static void programs(void)
 	int prog = program(BPF_PROG_TYPE_CGROUP_SKB, "lab_cgroup", 1, BPF_CGROUP_INET_EGRESS, 0, -1);
 	if (bpf_link(prog, group, BPF_CGROUP_INET_EGRESS, 0) < 0)
 		missing("cgroup link");
+	prog = program(BPF_PROG_TYPE_CGROUP_DEVICE, "lab_device", 1, 0, 0, -1);
+	union bpf_attr plain = {
+		.target_fd = group, .attach_bpf_fd = prog, .attach_type = BPF_CGROUP_DEVICE,
+		.attach_flags = BPF_F_ALLOW_MULTI,
+	};
+	if (bpf(BPF_PROG_ATTACH, &plain)) /* without a link, as service managers do */
+		missing("attached program");
 	prog = program(BPF_PROG_TYPE_SK_LOOKUP, "lab_lookup", 1, BPF_SK_LOOKUP, 0, -1);
 	if (bpf_link(prog, must(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), "netns"), BPF_SK_LOOKUP, 0) < 0)
 		missing("netns link");
@@ -250,6 +262,57 @@ static void traces(void)
 	put("events/vsock/enable", "1"); /* a module's */
 }
 
+/* Something to swap to, and something that is swapped out. */
+static void swapped(void)
+{
+	size_t size = 4 << 20;
+
+	if (system("{ dd if=/dev/zero of=/tmp/swap bs=1M count=16 && losetup /dev/loop0 /tmp/swap && mkswap /dev/loop0; }"
+		   " >/dev/null 2>&1") || swapon("/dev/loop0", SWAP_FLAG_PREFER | 5))
+		return missing("swap");
+	char *pages = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (pages == MAP_FAILED)
+		die("mmap");
+	for (size_t i = 0; i < size; i++) /* not all alike: zram and zswap would make nothing of that */
+		pages[i] = i * 2654435761u >> 24;
+	if (madvise(pages, size, MADV_PAGEOUT))
+		missing("MADV_PAGEOUT");
+}
+
+static void write_to(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		missing(path);
+	close(fd);
+}
+
+/* Huge pages: transparent ones, whole and in pieces, of one process and of two; and hugetlbfs's. */
+static void huge(void)
+{
+	size_t unit = 2 << 20;
+
+	write_to("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
+	write_to("/proc/sys/vm/nr_hugepages", "3");
+	if (spawn("huge"))
+		return;
+	char *room = mmap(NULL, 4 * unit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *pages = (char *)(((unsigned long)room + unit - 1) & -unit);
+	if (room == MAP_FAILED || madvise(pages, 3 * unit, MADV_HUGEPAGE))
+		missing("MADV_HUGEPAGE");
+	memset(pages, 1, 3 * unit);
+	munmap(pages + unit + 8192, 4096); /* now in small pages, but still of one piece */
+	char *held = mmap(NULL, 2 * unit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+	if (held == MAP_FAILED)
+		missing("MAP_HUGETLB");
+	else
+		held[0] = 1;
+	if (!spawn("huge-twin")) /* what it does not write it shares */
+		pages[0] = 2;
+	settle();
+}
+
 void watched(int n)
 {
 	(void)n;
@@ -258,6 +321,8 @@ void watched(int n)
 	setrlimit(RLIMIT_MEMLOCK, &locked); /* what eBPF's memory counts against, before 5.11 */
 	must(mount("tracefs", "/sys/kernel/tracing", "tracefs", 0, NULL), "tracefs");
 	must(mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL), "debugfs");
+	swapped();
+	huge();
 	programs();
 	traces();
 }
@@ -322,6 +387,24 @@ static void show_link(int fd)
 	printf("\n");
 }
 
+/* What is attached to the control group of that path. */
+static void show_group(const char *path)
+{
+	static const int ways[] = { BPF_CGROUP_INET_EGRESS, BPF_CGROUP_DEVICE };
+	int group = open(path, O_RDONLY | O_CLOEXEC);
+
+	for (int i = 0; i < 2; i++) {
+		unsigned ids[16];
+		union bpf_attr attr = { .query = { .target_fd = group, .attach_type = ways[i], .prog_cnt = 16,
+						   .prog_ids = (unsigned long)ids } };
+
+		if (!bpf(BPF_PROG_QUERY, &attr))
+			for (unsigned n = 0; n < attr.query.prog_cnt && n < 16; n++)
+				printf("attached program=%u type=%d target=%s\n", ids[n], ways[i], path);
+	}
+	close(group);
+}
+
 void list_bpf(void)
 {
 	static const struct {
@@ -347,5 +430,7 @@ void list_bpf(void)
 			attr = (union bpf_attr){ .start_id = attr.next_id };
 		}
 	}
+	show_group("/sys/fs/cgroup");
+	show_group("/sys/fs/cgroup/watched");
 	exit(0);
 }
