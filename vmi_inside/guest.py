@@ -86,7 +86,7 @@ class Guest(Tables):
         """
         from vmi_inside.linux.integrity import check
 
-        return self._checked(check(self.kernel, only, skip, severity=severity))
+        return self._checked(check(self.kernel, only, skip, severity=severity, live=self._live))
 
     def read(self, reading: Reading[T], columns: Iterable[str] | None = None, **options: Any) -> T:
         """Read one table, of `tables.TABLES`; the tables' own methods come here. Raises `GuestGone`."""
