@@ -94,3 +94,8 @@ class SyntheticProfile:
             if name in self.layout.structs:
                 return self.layout.structs[name]
         raise NoMember(" or ".join(names))
+
+    def symbol_at(self, address: int) -> tuple[str, int] | None:
+        """The symbol before an address, as far as those of the kernel's image reach."""
+        before = [(at, name) for name, at in self.symbols.items() if at <= address < at + (1 << 16)]
+        return (max(before)[1], address - max(before)[0]) if before else None
