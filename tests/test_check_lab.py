@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
+from tests.lab.kernels import kernel
 from tests.tamper import Tamper, going_on, lying
+from vmi_inside.errors import NoSuchDomain, Unsupported
 from vmi_inside.linux.integrity import DETECTORS, Findings
 from vmi_inside.linux.integrity.reading import Reading
 from vmi_inside.linux.tasks import PIDTYPE_TGID, pids
@@ -25,15 +28,18 @@ LIARS = {"append": "lab_only_for=lies", "workload": "tree=4,threads=4,owners,tcp
 COMMAND = [sys.executable, "-W", "error", "-m", "vmi_inside.cli", "check"]
 
 
-@pytest.mark.parametrize("kernel", ["6.1-cloud", "new-cloud", "6.12-cloud", "5.10-cloud"])
-def test_an_honest_guest_is_found_to_be_so(lab_boot: Callable[..., LabGuest], kernel: str) -> None:
-    with (lab_boot() if kernel == "6.1-cloud" else lab_boot(kernel=kernel)).attach() as seen:
+@pytest.mark.parametrize("name", ["6.1-cloud", "new-cloud", "6.12-cloud", "5.10-cloud"])
+def test_an_honest_guest_is_found_to_be_so(lab_boot: Callable[..., LabGuest], name: str) -> None:
+    with (lab_boot() if name == "6.1-cloud" else lab_boot(kernel=name)).attach() as seen:
         found = seen.check()
         assert found.alarms.to_dicts() == []
         assert [row.subject for row in found if row.fault] == []
         # What is harmless is told all the same.
         assert {"memfd-exe", "deleted-exe"} <= {row.subject.partition("(")[2].strip(")") for row in found}
         assert {row.check for row in found} <= set(DETECTORS)
+        (row,) = seen.check(only=["image"])
+        assert (row.severity, "no image" in row.detail) == ("info", True)
+        assert seen.check(only=["image"], image=str(kernel(name).vmlinuz)).to_dicts() == []
 
 
 def test_every_view_shows_every_task(lab_boot: Callable[..., LabGuest]) -> None:
@@ -435,3 +441,53 @@ def test_the_command(liar: LabGuest, seen: vmi_inside.Guest, monkeypatch: pytest
         assert "vfs_read" in run(liar.name, "--only", "syscalls").stdout
     assert "sys_call" not in run("--list").stdout
     assert run(liar.name, "--only", "nonsense").returncode == 2
+
+
+# -- the image ------------------------------------------------------------------------------------------------------
+
+
+def vmlinuz(guest: LabGuest) -> str:
+    return str(kernel(guest.shape.kernel).vmlinuz)
+
+
+def test_a_byte_within_a_function(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    """What no look at entries shows: one byte of code, one pointer of a table to another function of the kernel's."""
+    place = seen.kernel.symbol(FUNCTION) + 200
+    table = seen.kernel.symbol("tcp4_seq_ops")
+    image = vmlinuz(liar)
+    with lying(liar, seen) as lie:
+        old = lie.space.read(place, 1)
+        lie.write(place, bytes([old[0] ^ 0xFF]))
+        row = one(seen.check(image=image), "image")
+        assert row["address"] == place
+        assert (row["expected"], row["seen"]) == (old.hex(), f"{old[0] ^ 0xFF:02x}")
+        lie.write(place, old)
+        lie.word(lie.member("seq_operations", table, "show"), lie.kernel.symbol("vfs_read"))
+        row = one(seen.check(image=image), "image")
+        assert str(row["symbol"]).startswith("tcp4_seq_ops")
+
+
+def test_a_call_of_the_kernels_that_leads_away(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    """Where static calls are, the kernel may write another call; it must lead to somebody's code."""
+    start, end = (seen.kernel.symbol(f"__{word}_static_call_sites") for word in ("start", "stop"))
+    image = vmlinuz(liar)
+    with lying(liar, seen) as lie:
+        for entry in range(start, end, 8):
+            site = entry + int.from_bytes(lie.space.read(entry, 4), "little", signed=True)
+            if lie.space.read(site, 1) == b"\xe8":
+                break
+        away = module_space_hole(seen) - site - 5
+        lie.write(site + 1, away.to_bytes(4, "little", signed=True))
+        row = one(seen.check(image=image), "image")
+    assert row["address"] == site
+
+
+def test_images_of_others(lab_boot: Callable[..., LabGuest], tmp_path: Path) -> None:
+    with lab_boot().attach() as seen:
+        with pytest.raises(Unsupported, match="is not the image of the kernel that runs: Linux version 6"):
+            seen.check(image=str(kernel("new-cloud").vmlinuz))
+        with pytest.raises(NoSuchDomain, match="there is no such file"):
+            seen.check(image=str(tmp_path / "nothing"))
+        (tmp_path / "text").write_text("no kernel")
+        with pytest.raises(Unsupported, match="neither vmlinuz nor vmlinux"):
+            seen.check(image=str(tmp_path / "text"))

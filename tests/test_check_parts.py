@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -111,7 +113,7 @@ def test_trees_that_lie_end() -> None:
     assert set(found.faults) == {"tree: a node stands twice in the tree", "tree: a node could not be read"}
     # A chain of nodes is no balanced tree.
     nodes = [guest.new("rb_node") for _ in range(200)]
-    for here, after in zip(nodes, nodes[1:], strict=False):
+    for here, after in pairwise(nodes):
         guest.put("rb_node", here, rb_left=after)
     found = tree_nodes(guest.kernel, addresses(nodes[0]), "tree")
     assert found.faults == ("tree: deeper than a tree can be",)
@@ -149,7 +151,9 @@ def test_rights_of_pages_by_all_levels(levels: int) -> None:
         (0x5000, 0x5FFF, False, False),
     ]  # fmt: skip
     assert not (found.start < np.uint64(1 << 63)).any()
-    inside = found.hold(addresses(IMAGE, IMAGE + IMAGE_SIZE - 1, IMAGE + IMAGE_SIZE, DIRECT, DIRECT + 4 * GIB, NOWHERE, 0))
+    inside = found.hold(
+        addresses(IMAGE, IMAGE + IMAGE_SIZE - 1, IMAGE + IMAGE_SIZE, DIRECT, DIRECT + 4 * GIB, NOWHERE, 0)
+    )
     assert inside.tolist() == [True, True, False, True, True, False, False]
 
 
@@ -193,14 +197,13 @@ def test_every_way_out_of_a_function(before: str, kind: str, make: object) -> No
     at = 64 + len(lead)
     code = bytes(64) + lead + make(START + at) + bytes(LENGTH)  # type: ignore[operator]
     found = jumps(START, np.frombuffer(code, np.uint8), np.array([0, 64]))
-    assert [(row, kind, hex(target)) for row, kind, target in zip(found.row, found.kind, found.target.tolist())] == [
-        (1, kind, hex(AWAY))
-    ]
+    seen = zip(found.row.tolist(), found.kind.tolist(), found.target.tolist(), strict=True)
+    assert [(row, what, hex(target)) for row, what, target in seen] == [(1, kind, hex(AWAY))]
 
 
 def test_breakpoints_and_honest_code() -> None:
-    honest = ["55", "4889e5", "e9", "48b8"]  # the last two are cut short by what follows
-    code = b"".join(bytes.fromhex(one).ljust(64, b"\x90") for one in honest[:2]) + b"\xcc" * 64 + b"\xeb\xfe" + bytes(62)
+    honest = ["55", "4889e5"]
+    code = b"".join(bytes.fromhex(one).ljust(64, b"\x90") for one in honest) + b"\xcc" * 64 + b"\xeb\xfe" + bytes(62)
     found = jumps(START, np.frombuffer(code + bytes(LENGTH), np.uint8), np.array([0, 64, 128, 192]))
     assert found.row.tolist() == [2, 3] or found.row.tolist() == [3, 2]
     kinds = dict(zip(found.row.tolist(), zip(found.kind.tolist(), found.target.tolist(), strict=True), strict=True))

@@ -45,7 +45,12 @@ def test_each_view_alone_may_lie(link: str, view: str, severity: str) -> None:
     guest, tasks = populate()
     guest.unlink(guest.at(tasks[20].task, link))
     (row,) = found(guest)
-    assert (row.check, row.severity, row.subject, row.seen) == ("processes", severity, "pid 20 (child)", f"not in {view}")
+    assert (row.check, row.severity, row.subject, row.seen) == (
+        "processes",
+        severity,
+        "pid 20 (child)",
+        f"not in {view}",
+    )
     assert row.address == tasks[20].task
 
 

@@ -158,7 +158,12 @@ class TasksGuest(LinuxGuest):
     def run(self, task: int, cpu: int = 0) -> None:
         """Make a task the root of a CPU's fair run queue."""
         entity = task + self.offset("task_struct", "se")
-        self.poke("rq", self.queues[cpu], "cfs.tasks_timeline.rb_root.rb_node", entity + self.offset("sched_entity", "run_node"))
+        self.poke(
+            "rq",
+            self.queues[cpu],
+            "cfs.tasks_timeline.rb_root.rb_node",
+            entity + self.offset("sched_entity", "run_node"),
+        )
 
     def unlink(self, node: int) -> None:
         after, before = self.space.read_u64(node), self.space.read_u64(node + 8)

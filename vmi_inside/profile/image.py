@@ -94,7 +94,7 @@ def read_image(path: str) -> Image:
         if raw[:6] != b"\x7fELF\x02\x01":
             raise Unsupported(f"{path} is no image of a 64-bit Linux kernel: neither vmlinuz nor vmlinux")
         return _elf(path, raw)
-    except (struct.error, IndexError, ValueError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise Unsupported(f"{path} is damaged, or no image of a Linux kernel: {error}") from error
 
 
@@ -103,6 +103,8 @@ def _unpacked(path: str, raw: bytes) -> bytes:
     start, length = struct.unpack_from("<II", raw, _PAYLOAD)
     begin = ((raw[_SETUP_SECTORS] or 4) + 1) * _SECTOR + start
     payload = raw[begin : begin + length]
+    if len(payload) < length:
+        raise Unsupported(f"{path} is cut short")
     (size,) = struct.unpack_from("<I", payload, len(payload) - 4)
     if size > SIZE_LIMIT:
         raise Unsupported(f"{path} is damaged: it says that it holds {size} bytes")
@@ -110,9 +112,12 @@ def _unpacked(path: str, raw: bytes) -> bytes:
     if unpack is None:
         raise Unsupported(f"{path} is packed in a way that is not known here; unpack it with scripts/extract-vmlinux")
     try:
-        return unpack(payload, size)[:size]
+        unpacked = unpack(payload, size)[:size]
     except (lzma.LZMAError, zlib.error, OSError) as error:
         raise Unsupported(f"{path} is damaged: {error}") from error
+    if len(unpacked) < size:
+        raise Unsupported(f"{path} is damaged: it holds less than it says")
+    return unpacked
 
 
 def _cramjam(kind: str) -> Any:

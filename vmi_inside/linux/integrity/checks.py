@@ -92,30 +92,6 @@ def check(
     is looked for again, and told if it lasts. A detector that cannot run on this kernel gives one row that says why,
     and the others go on.
 
-    Raises `Unsupported` for a name that none has, with the names there are.
-    """
-    only, skip = list(only), list(skip)
-    for name in (*only, *skip):
-        if name not in DETECTORS:
-            raise Unsupported(f"there is no check {name!r}; there are {', '.join(DETECTORS)}")
-    return [name for name in DETECTORS if (not only or name in only) and name not in skip]
-
-
-def check(
-    kernel: Kernel,
-    only: Iterable[str] = (),
-    skip: Iterable[str] = (),
-    *,
-    severity: str = SEVERITIES[0],
-    image: str | None = None,
-    live: bool = True,
-) -> Findings:
-    """Run the detectors in `only` (all), but those in `skip`; give what is of this severity or graver.
-
-    `image` is the path of a vmlinuz of the same build, for the check of that name. What is alarming in a `live` guest is
-    looked for again, and told if it lasts. A detector that cannot run on this kernel gives one row that says why, and the
-    others go on.
-
     Raises `Unsupported` for a name that no detector has, for a severity that there is not, and for a file that is no
     image of this kernel; `NoSuchDomain` and `PermissionDenied` for one that cannot be read.
     """

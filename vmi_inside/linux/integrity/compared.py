@@ -40,11 +40,8 @@ class Expected:
         banner = kernel.profile.banner.encode()
         if banner not in image.sections[".rodata"].data.tobytes():
             raise Unsupported(f"{image.name} is not the image of the kernel that runs: {kernel.profile.banner}")
-
-    @cached_property
-    def text(self) -> U8:
-        """The code."""
-        return self.image.relocated(".text", self.kernel.profile.slide)
+        #: The code.
+        self.text: U8 = image.relocated(".text", kernel.profile.slide)
 
     @cached_property
     def constants(self) -> U8:
@@ -60,12 +57,10 @@ class Expected:
     def may_differ(self) -> Mask:
         """Which bytes of the code the kernel may change."""
         offset, size = self._patched
-        count = len(self.text)
-        step = np.zeros(count + 1, dtype=np.int64)
-        np.add.at(step, offset.astype(np.int64), 1)
-        np.add.at(step, np.minimum(offset.astype(np.int64) + size, count), -1)
-        allowed: Mask = np.cumsum(step)[:-1] > 0
-        return allowed
+        allowed = np.zeros(len(self.text) + int(size.max(initial=0)), dtype=np.bool_)
+        for length in np.unique(size).tolist():
+            allowed[offset[size == length].astype(np.int64)[:, None] + np.arange(length)[None, :]] = True
+        return allowed[: len(self.text)]
 
     @cached_property
     def _patched(self) -> tuple[U64, np.ndarray[tuple[int], np.dtype[np.int64]]]:
@@ -133,8 +128,8 @@ def _differences(reading: Reading, what: str, seen: Stretch, expected: U8, allow
 def _led_away(reading: Reading, code: Stretch, expected: Expected) -> Iterator[Finding]:
     """Calls and jumps, where the kernel may put some, that lead to what is nobody's."""
     at = expected.places.astype(np.int64)
-    at = np.unique(at[at + 5 <= len(code.data)])
-    at = at[np.isin(code.data[at], [0xE8, 0xE9])]
+    at = at[at + 5 <= len(code.data)]
+    at = np.unique(at[(code.data[at] == 0xE8) | (code.data[at] == 0xE9)])
     raw = np.ascontiguousarray(code.data[at[:, None] + np.arange(1, 5)[None, :]])
     place = np.uint64(code.start) + at.astype(np.uint64)
     target = place + np.uint64(5) + raw.view("<i4")[:, 0].astype(np.int64).view(np.uint64)
