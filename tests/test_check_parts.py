@@ -6,11 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from tests.synthetic.guest import DIRECT, IMAGE, IMAGE_SIZE, NOWHERE, SyntheticGuest
 from tests.synthetic.linux import LinuxGuest
 from tests.synthetic.lists import TasksGuest
 from tests.synthetic.ram import GIB, PRESENT, WRITE
+from vmi_inside.cli.app import cli
 from vmi_inside.errors import Unsupported
 from vmi_inside.linux.integrity import DETECTORS, SEVERITIES, check
 from vmi_inside.linux.integrity.findings import Finding, table
@@ -65,6 +67,16 @@ def test_what_cannot_run_says_why_and_the_others_go_on() -> None:
     assert {"interrupts", "functions"} <= set(unable)
     assert unable["interrupts"] == "this check could not run: the kernel has no symbol 'idt_table'"
     assert set(unable) < set(DETECTORS)
+
+
+def test_the_command_lists_them() -> None:
+    listed = CliRunner().invoke(cli, ["check", "--list"])
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(DETECTORS)
+    wrong = CliRunner().invoke(cli, ["check", "web01", "--only", "processes,nonsense"])
+    assert wrong.exit_code == 2
+    assert "there is no check 'nonsense'" in wrong.stderr
+    assert "11  the check found something" in CliRunner().invoke(cli, ["--help"]).stdout
 
 
 # -- views ----------------------------------------------------------------------------------------------------------
