@@ -24,7 +24,7 @@ from vmi_inside.linux.integrity import DETECTORS, Findings
 from vmi_inside.linux.integrity.reading import Reading
 from vmi_inside.linux.tasks import PIDTYPE_TGID, pids
 
-LIARS = {"append": "lab_only_for=lies", "workload": "tree=4,threads=4,owners,tcp,udp,unix"}
+LIARS = {"append": "lab_only_for=lies", "workload": "tree=4,threads=4,owners,mappings,tcp,udp,unix"}
 COMMAND = [sys.executable, "-W", "error", "-m", "vmi_inside.cli", "check"]
 
 
@@ -177,6 +177,15 @@ def test_a_task_list_in_a_circle(liar: LabGuest, seen: vmi_inside.Guest, victim:
     assert any("circle" in row.seen and row.subject == "task list" for row in found)
 
 
+def test_a_thread_out_of_its_process(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    thread = next(row for row in seen.threads() if row.tid != row.pid)
+    with lying(liar, seen) as lie:
+        lie.unlink(lie.member("task_struct", thread.address, "thread_node"))
+        row = one(seen.check(), "processes")
+    assert str(row["subject"]).endswith(f"thread of pid {thread.pid}")
+    assert (row["seen"], row["address"]) == ("not in threads' lists", thread.address)
+
+
 def module_of(seen: vmi_inside.Guest, name: str) -> int:
     return next(row.address for row in seen.kernel_modules() if row.name == name)
 
@@ -295,6 +304,25 @@ def module_space_hole(seen: vmi_inside.Guest) -> int:
     return int((known.base + known.size.astype(np.uint64)).max()) + (64 << 20)
 
 
+def test_a_file_with_functions_of_nobodys(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    """One open file whose table of operations leads to code that the kernel made, and that no book of it has."""
+    code = next(row.address for row in seen.check(only=["modules"]) if row.subject == "code that nobody owns")
+    file = next(row for row in seen.process_open_files() if row.type == "reg" and row.fd >= 0)
+    with lying(liar, seen) as lie:
+        table = seen.kernel.symbol("__entry_text_end") + 4096 & ~63
+        operations = lie.member("file", file.address, "f_op")
+        lie.write(table, lie.space.read(lie.space.read_u64(operations), lie.kernel.struct("file_operations").size))
+        lie.word(lie.member("file_operations", table, "write_iter"), code + 64)
+        lie.word(operations, table)
+        rows = seen.check().alarms.to_dicts()
+    # Its functions are nobody's, and it lies in code.
+    assert [(row["check"], row["severity"], row["address"]) for row in rows] == [
+        ("operations", "critical", table),
+        ("operations", "high", table),
+    ]
+    assert all(f"pid {file.pid} " in str(row["subject"]) for row in rows)
+
+
 #: A function that nothing calls while the guest is paused; its entry is traceable.
 FUNCTION = "vfs_read"
 
@@ -395,6 +423,28 @@ def test_a_process_that_says_it_is_a_kernel_thread(liar: LabGuest, seen: vmi_ins
         assert str(row["subject"]).startswith(f"pid {pid} ")
     finally:
         liar.ask(f"kill -9 {pid}")
+
+
+def test_a_process_with_the_mark_of_a_kernel_thread(liar: LabGuest, seen: vmi_inside.Guest, victim: int) -> None:
+    """What makes ps show brackets, and no command line."""
+    task = task_of(seen, victim)
+    with lying(liar, seen) as lie:
+        at = lie.member("task_struct", task, "flags")
+        lie.write(at + 2, bytes([lie.space.read(at + 2, 1)[0] | 0x20]))  # PF_KTHREAD
+        row = one(seen.check(), "disguises")
+    assert (row["subject"], row["address"]) == (f"pid {victim} (sleep)", task)
+
+
+def test_a_program_in_memory_without_a_file(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    region = next(row for row in seen.check(only=["user-code"]) if "anonymous" in row.seen)
+    task = task_of(seen, int(region.subject.split()[1]))
+    with lying(liar, seen) as lie:
+        memory = lie.space.read_u64(lie.member("task_struct", task, "mm"))
+        root = lie.space.translate_one(lie.space.read_u64(lie.member("mm_struct", memory, "pgd")))
+        lie.physical(lie.space.with_root(root).translate_one(region.address), b"\x7fELF")
+        row = one(seen.check(), "user-code")
+    assert (row["subject"], row["address"]) == (region.subject, region.address)
+    assert "ELF header" in str(row["seen"])
 
 
 def test_kernel_code_that_can_be_written(liar: LabGuest, seen: vmi_inside.Guest) -> None:
