@@ -10,30 +10,36 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
+from tests.lab.kernels import kernel
 from tests.tamper import Tamper, going_on, lying
+from vmi_inside.errors import NoSuchDomain, Unsupported
 from vmi_inside.linux.integrity import DETECTORS, Findings
 from vmi_inside.linux.integrity.reading import Reading
 from vmi_inside.linux.tasks import PIDTYPE_TGID, pids
 
-LIARS = {"append": "lab_only_for=lies", "workload": "tree=4,threads=4,owners,tcp,udp,unix"}
+LIARS = {"append": "lab_only_for=lies", "workload": "tree=4,threads=4,owners,mappings,tcp,udp,unix"}
 COMMAND = [sys.executable, "-W", "error", "-m", "vmi_inside.cli", "check"]
 
 
-@pytest.mark.parametrize("kernel", ["6.1-cloud", "new-cloud", "6.12-cloud", "5.10-cloud"])
-def test_an_honest_guest_is_found_to_be_so(lab_boot: Callable[..., LabGuest], kernel: str) -> None:
-    with (lab_boot() if kernel == "6.1-cloud" else lab_boot(kernel=kernel)).attach() as seen:
+@pytest.mark.parametrize("name", ["6.1-cloud", "new-cloud", "6.12-cloud", "5.10-cloud"])
+def test_an_honest_guest_is_found_to_be_so(lab_boot: Callable[..., LabGuest], name: str) -> None:
+    with (lab_boot() if name == "6.1-cloud" else lab_boot(kernel=name)).attach() as seen:
         found = seen.check()
         assert found.alarms.to_dicts() == []
         assert [row.subject for row in found if row.fault] == []
         # What is harmless is told all the same.
         assert {"memfd-exe", "deleted-exe"} <= {row.subject.partition("(")[2].strip(")") for row in found}
         assert {row.check for row in found} <= set(DETECTORS)
+        (row,) = seen.check(only=["image"])
+        assert (row.severity, "no image" in row.detail) == ("info", True)
+        assert seen.check(only=["image"], image=str(kernel(name).vmlinuz)).to_dicts() == []
 
 
 def test_every_view_shows_every_task(lab_boot: Callable[..., LabGuest]) -> None:
@@ -171,6 +177,15 @@ def test_a_task_list_in_a_circle(liar: LabGuest, seen: vmi_inside.Guest, victim:
     assert any("circle" in row.seen and row.subject == "task list" for row in found)
 
 
+def test_a_thread_out_of_its_process(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    thread = next(row for row in seen.threads() if row.tid != row.pid)
+    with lying(liar, seen) as lie:
+        lie.unlink(lie.member("task_struct", thread.address, "thread_node"))
+        row = one(seen.check(), "processes")
+    assert str(row["subject"]).endswith(f"thread of pid {thread.pid}")
+    assert (row["seen"], row["address"]) == ("not in threads' lists", thread.address)
+
+
 def module_of(seen: vmi_inside.Guest, name: str) -> int:
     return next(row.address for row in seen.kernel_modules() if row.name == name)
 
@@ -289,6 +304,25 @@ def module_space_hole(seen: vmi_inside.Guest) -> int:
     return int((known.base + known.size.astype(np.uint64)).max()) + (64 << 20)
 
 
+def test_a_file_with_functions_of_nobodys(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    """One open file whose table of operations leads to code that the kernel made, and that no book of it has."""
+    code = next(row.address for row in seen.check(only=["modules"]) if row.subject == "code that nobody owns")
+    file = next(row for row in seen.process_open_files() if row.type == "reg" and row.fd >= 0)
+    with lying(liar, seen) as lie:
+        table = seen.kernel.symbol("__entry_text_end") + 4096 & ~63
+        operations = lie.member("file", file.address, "f_op")
+        lie.write(table, lie.space.read(lie.space.read_u64(operations), lie.kernel.struct("file_operations").size))
+        lie.word(lie.member("file_operations", table, "write_iter"), code + 64)
+        lie.word(operations, table)
+        rows = seen.check().alarms.to_dicts()
+    # Its functions are nobody's, and it lies in code.
+    assert [(row["check"], row["severity"], row["address"]) for row in rows] == [
+        ("operations", "critical", table),
+        ("operations", "high", table),
+    ]
+    assert all(f"pid {file.pid} " in str(row["subject"]) for row in rows)
+
+
 #: A function that nothing calls while the guest is paused; its entry is traceable.
 FUNCTION = "vfs_read"
 
@@ -391,6 +425,28 @@ def test_a_process_that_says_it_is_a_kernel_thread(liar: LabGuest, seen: vmi_ins
         liar.ask(f"kill -9 {pid}")
 
 
+def test_a_process_with_the_mark_of_a_kernel_thread(liar: LabGuest, seen: vmi_inside.Guest, victim: int) -> None:
+    """What makes ps show brackets, and no command line."""
+    task = task_of(seen, victim)
+    with lying(liar, seen) as lie:
+        at = lie.member("task_struct", task, "flags")
+        lie.write(at + 2, bytes([lie.space.read(at + 2, 1)[0] | 0x20]))  # PF_KTHREAD
+        row = one(seen.check(), "disguises")
+    assert (row["subject"], row["address"]) == (f"pid {victim} (sleep)", task)
+
+
+def test_a_program_in_memory_without_a_file(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    region = next(row for row in seen.check(only=["user-code"]) if "anonymous" in row.seen)
+    task = task_of(seen, int(region.subject.split()[1]))
+    with lying(liar, seen) as lie:
+        memory = lie.space.read_u64(lie.member("task_struct", task, "mm"))
+        root = lie.space.translate_one(lie.space.read_u64(lie.member("mm_struct", memory, "pgd")))
+        lie.physical(lie.space.with_root(root).translate_one(region.address), b"\x7fELF")
+        row = one(seen.check(), "user-code")
+    assert (row["subject"], row["address"]) == (region.subject, region.address)
+    assert "ELF header" in str(row["seen"])
+
+
 def test_kernel_code_that_can_be_written(liar: LabGuest, seen: vmi_inside.Guest) -> None:
     """A page of the kernel's text whose entry in the page tables says that it may be written."""
     text = seen.kernel.symbol("_stext")
@@ -435,3 +491,53 @@ def test_the_command(liar: LabGuest, seen: vmi_inside.Guest, monkeypatch: pytest
         assert "vfs_read" in run(liar.name, "--only", "syscalls").stdout
     assert "sys_call" not in run("--list").stdout
     assert run(liar.name, "--only", "nonsense").returncode == 2
+
+
+# -- the image ------------------------------------------------------------------------------------------------------
+
+
+def vmlinuz(guest: LabGuest) -> str:
+    return str(kernel(guest.shape.kernel).vmlinuz)
+
+
+def test_a_byte_within_a_function(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    """What no look at entries shows: one byte of code, one pointer of a table to another function of the kernel's."""
+    place = seen.kernel.symbol(FUNCTION) + 200
+    table = seen.kernel.symbol("tcp4_seq_ops")
+    image = vmlinuz(liar)
+    with lying(liar, seen) as lie:
+        old = lie.space.read(place, 1)
+        lie.write(place, bytes([old[0] ^ 0xFF]))
+        row = one(seen.check(image=image), "image")
+        assert row["address"] == place
+        assert (row["expected"], row["seen"]) == (old.hex(), f"{old[0] ^ 0xFF:02x}")
+        lie.write(place, old)
+        lie.word(lie.member("seq_operations", table, "show"), lie.kernel.symbol("vfs_read"))
+        row = one(seen.check(image=image), "image")
+        assert str(row["symbol"]).startswith("tcp4_seq_ops")
+
+
+def test_a_call_of_the_kernels_that_leads_away(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    """Where static calls are, the kernel may write another call; it must lead to somebody's code."""
+    start, end = (seen.kernel.symbol(f"__{word}_static_call_sites") for word in ("start", "stop"))
+    image = vmlinuz(liar)
+    with lying(liar, seen) as lie:
+        for entry in range(start, end, 8):
+            site = entry + int.from_bytes(lie.space.read(entry, 4), "little", signed=True)
+            if lie.space.read(site, 1) == b"\xe8":
+                break
+        away = module_space_hole(seen) - site - 5
+        lie.write(site + 1, away.to_bytes(4, "little", signed=True))
+        row = one(seen.check(image=image), "image")
+    assert row["address"] == site
+
+
+def test_images_of_others(lab_boot: Callable[..., LabGuest], tmp_path: Path) -> None:
+    with lab_boot().attach() as seen:
+        with pytest.raises(Unsupported, match="is not the image of the kernel that runs: Linux version 6"):
+            seen.check(image=str(kernel("new-cloud").vmlinuz))
+        with pytest.raises(NoSuchDomain, match="there is no such file"):
+            seen.check(image=str(tmp_path / "nothing"))
+        (tmp_path / "text").write_text("no kernel")
+        with pytest.raises(Unsupported, match="neither vmlinuz nor vmlinux"):
+            seen.check(image=str(tmp_path / "text"))

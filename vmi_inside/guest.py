@@ -93,15 +93,24 @@ class Guest(Tables, GateControls):
 
         return self._checked(system_info(self.kernel))
 
-    def check(self, only: Iterable[str] = (), skip: Iterable[str] = (), *, severity: str = "info") -> Findings:
+    def check(
+        self,
+        only: Iterable[str] = (),
+        skip: Iterable[str] = (),
+        *,
+        severity: str = "info",
+        image: str | None = None,
+    ) -> Findings:
         """What lies in the guest: the checks in `only` (all, of `linux.integrity.DETECTORS`) without those in `skip`.
 
         Gives what is of that severity or graver: info, low, medium, high, critical. A finding of medium or graver is
-        looked for again before it is told. Raises `Unsupported` for a check or severity that there is not, `GuestGone`.
+        looked for again before it is told. `image` is the path of the vmlinuz of the kernel that runs, with which its
+        code and constants are compared. Raises `Unsupported` for a check or severity that there is not, and for a file
+        that is no image of this kernel, `NoSuchDomain` for one that is not there, `GuestGone`.
         """
         from vmi_inside.linux.integrity import check
 
-        return self._checked(check(self.kernel, only, skip, severity=severity))
+        return self._checked(check(self.kernel, only, skip, severity=severity, image=image, live=self._live))
 
     def read(self, reading: Reading[T], columns: Iterable[str] | None = None, **options: Any) -> T:
         """Read one table, of `tables.TABLES`; the tables' own methods come here. Raises `GuestGone`."""

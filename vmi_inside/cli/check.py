@@ -58,6 +58,7 @@ Examples:
   vmi-inside check web01
   vmi-inside check web01 --only processes,modules --severity info
   vmi-inside check web01 --skip user-code --format json
+  vmi-inside check web01 --image /boot/vmlinuz-6.1.0-50-amd64
   vmi-inside check file:web01.core || echo 'look closer'
   vmi-inside check --list"""
 )
@@ -69,12 +70,21 @@ Examples:
     help="Show, and count for the exit code, what is as grave as this, or graver.",
 )  # fmt: skip
 @click.option(
+    "--image", type=click.Path(dir_okay=False), metavar="FILE",
+    help="The vmlinuz of the kernel that runs: its code and constants are compared, byte by byte.",
+)  # fmt: skip
+@click.option(
     "--list", is_flag=True, is_eager=True, expose_value=False, callback=_listed,
     help="The checks that there are, and what each looks for.",
 )  # fmt: skip
 @output_options
 def check(
-    target: Target, only: tuple[tuple[str, ...], ...], skip: tuple[tuple[str, ...], ...], severity: str, output: Output
+    target: Target,
+    only: tuple[tuple[str, ...], ...],
+    skip: tuple[tuple[str, ...], ...],
+    severity: str,
+    image: str | None,
+    output: Output,
 ) -> None:
     """Is the guest lying? What it says in one place, held against what it says in another.
 
@@ -88,7 +98,7 @@ def check(
     fields = output.choose(Findings.schema, _SHOWN)
     asked: dict[str, Any] = {"only": tuple(chain(*only)), "skip": tuple(chain(*skip))}
     with target.attach(output) as guest:
-        table = guest.check(**asked, severity="info")
+        table = guest.check(**asked, severity="info", image=image)
     shown = table.at_least(severity)
     output.write(output.ordered(shown), fields, target.name)
     unable = [row.check for row in table if row.fault == "not checked"]

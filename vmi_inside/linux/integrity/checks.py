@@ -13,6 +13,7 @@ from typing import Final
 from vmi_inside.errors import MemoryFault, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.integrity import (
+    compared,
     credentials,
     disguises,
     functions,
@@ -27,11 +28,15 @@ from vmi_inside.linux.integrity import (
     syscalls,
     user_code,
 )
+from vmi_inside.linux.integrity.compared import Expected
 from vmi_inside.linux.integrity.findings import SEVERITIES, Finding, Findings, table
 from vmi_inside.linux.integrity.reading import Reading
+from vmi_inside.profile.image import read_image
 
-#: A guest lives on while it is read: what is found is believed when it is still there after these many seconds, twice.
-_AGAIN: Final = (0.02, 0.2)
+#: A guest lives on while it is read: what is found is believed when it is still there after these many seconds, each.
+_AGAIN: Final = (0.02, 0.1, 0.2)
+#: Findings of one check: who plants more is found out anyway.
+ROW_LIMIT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ DETECTORS: Final = {
     "pointers": Detector(pointers.data_pointers, "words of the kernel's data that lead to code of nobody"),
     "operations": Detector(operations.operation_tables, "tables of operations of files, /proc, sockets, protocols"),
     "functions": Detector(functions.function_entries, "functions of the kernel that begin with a jump away"),
+    "image": Detector(compared.compared, "code and constants that differ from the kernel's image, where one is given"),
     "hooks": Detector(hooks.hooks, "kprobes, ftrace, eBPF, security and netfilter hooks whose function is nobody's"),
     "credentials": Detector(credentials.forged_credentials, "credentials that no honest way leads to"),
     "disguises": Detector(disguises.disguised_processes, "processes that look like kernel threads or run from no file"),
@@ -72,37 +78,54 @@ def chosen(only: Iterable[str] = (), skip: Iterable[str] = ()) -> list[str]:
 
 
 def check(
-    kernel: Kernel, only: Iterable[str] = (), skip: Iterable[str] = (), *, severity: str = SEVERITIES[0]
+    kernel: Kernel,
+    only: Iterable[str] = (),
+    skip: Iterable[str] = (),
+    *,
+    severity: str = SEVERITIES[0],
+    image: str | None = None,
+    live: bool = True,
 ) -> Findings:
     """Run the detectors in `only` (all), but those in `skip`; give what is of this severity or graver.
 
-    A detector that cannot run on this kernel gives one row that says why, and the others go on. Raises `Unsupported`
-    for a name that no detector has and for a severity that there is not.
+    `image` is the path of a vmlinuz of the same build, for the check of that name. What is alarming in a `live` guest
+    is looked for again, and told if it lasts. A detector that cannot run on this kernel gives one row that says why,
+    and the others go on.
+
+    Raises `Unsupported` for a name that no detector has, for a severity that there is not, and for a file that is no
+    image of this kernel; `NoSuchDomain` and `PermissionDenied` for one that cannot be read.
     """
     if severity not in SEVERITIES:
         raise Unsupported(f"there is no severity {severity!r}; there are {', '.join(SEVERITIES)}")
     names = chosen(only, skip)
-    found = _run(kernel, names)
-    for pause in _AGAIN:
+    expected = Expected(kernel, read_image(image)) if image is not None else None
+    found = _run(kernel, names, expected)
+    for pause in _AGAIN if live else ():
         doubtful = [name for name in names if any(each.alarming for each in found[name])]
         if not doubtful:
             break
         time.sleep(pause)
-        for name, again in _run(kernel, doubtful).items():
+        for name, again in _run(kernel, doubtful, expected).items():
             before = {each.key for each in found[name]}
             found[name] = [each for each in again if not each.alarming or each.key in before]
     return table((name, each) for name in names for each in found[name]).at_least(severity)
 
 
-def _run(kernel: Kernel, names: Iterable[str]) -> dict[str, list[Finding]]:
+def _run(kernel: Kernel, names: Iterable[str], expected: Expected | None = None) -> dict[str, list[Finding]]:
     """What these detectors find now, by their names."""
     found: dict[str, list[Finding]] = {}
     with kernel.operation():
-        reading = Reading(kernel)
+        reading = Reading(kernel, expected)
         for name in names:
             rows: list[Finding] = []
             try:
-                rows += DETECTORS[name].function(kernel, reading)
+                for row in DETECTORS[name].function(kernel, reading):
+                    if len(rows) == ROW_LIMIT:
+                        rows.append(
+                            Finding("info", name, detail=f"cut after {ROW_LIMIT} findings", fault="not all told")
+                        )
+                        break
+                    rows.append(row)
             except (ProfileError, MemoryFault, Unsupported) as error:
                 rows.append(Finding("info", name, detail=f"this check could not run: {error}", fault="not checked"))
             found[name] = list(dict.fromkeys(rows))

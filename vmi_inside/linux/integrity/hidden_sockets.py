@@ -1,4 +1,4 @@
-"""Hidden sockets: what descriptors hold, and the hash tables leave out; and files of sockets that nobody holds.
+"""Hidden sockets: what descriptors hold, and the hash tables leave out.
 
 Knows which sockets are hashed: internet sockets that have a port, all raw, unix and packet sockets. The tables are
 `sockets.hashes`' knowledge; a socket that was taken out of them is in no list of the guest's own, and goes on working

@@ -31,12 +31,16 @@ _TABLE_LIMIT: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Tables (n,) by address, what each is called, its size in bytes, and what has it: a function of the row."""
+    """Tables (n,) by address, what each is called, its size in bytes, and what has it: a function of the row.
+
+    `function` says that a function may stand there instead of a table.
+    """
 
     kind: str
     table: U64
     size: int
     holder: Callable[[int], str]
+    function: bool = False
 
 
 def operation_tables(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
@@ -54,12 +58,14 @@ def operation_tables(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
 def _checked(kernel: Kernel, reading: Reading, held: Held) -> Iterator[Finding]:
     table, first = np.unique(held.table, return_index=True)
     table, first = table[table != 0], first[table != 0]
-    direct = reading.executable.hold(table)  # where a member is a table or a function
+    executable = reading.executable.hold(table)
+    direct = executable & held.function
     profile = kernel.profile
     low, high = profile.find_symbol("_text", "_stext") or 0, profile.find_symbol("_end") or 0
     placed = (table - np.uint64(low)) < np.uint64(max(high - low, 0))
     if reading.code.modules is not None:
         placed |= reading.code.modules.within(table) >= 0
+    placed &= ~executable  # a table is no code
     size = np.where(direct, 0, min(held.size, _TABLE_LIMIT))
     got = ragged.gather(kernel.space, table, size.astype(np.int64))
     word, owner, _ = got.words()
@@ -76,12 +82,12 @@ def _checked(kernel: Kernel, reading: Reading, held: Held) -> Iterator[Finding]:
             "critical", held.holder(int(first[row])), f"a {held.kind} that is somebody's code", f"{int(table[row]):#x}",
             int(table[row]), reading.code.symbols(table[row : row + 1])[0],
         )  # fmt: skip
-    inside = (table >= np.uint64(MODULE_SPACE[0])) & (table < np.uint64(MODULE_SPACE[1]))
+    inside = executable | ((table >= np.uint64(MODULE_SPACE[0])) & (table < np.uint64(MODULE_SPACE[1])))
     for row in np.flatnonzero(~placed & ~direct).tolist():
         # Some are made when they are needed (debugfs): on the heap, but never where modules lie.
         yield Finding(
             "high" if inside[row] else "low", held.holder(int(first[row])),
-            f"its {held.kind} in the kernel's image or a module", f"at {int(table[row]):#x}", int(table[row]),
+            f"its {held.kind} in the data of the kernel or a module", f"at {int(table[row]):#x}", int(table[row]),
             fault="" if got.ok[row] else "table unreadable",
         )  # fmt: skip
 
@@ -127,7 +133,7 @@ def _proc(kernel: Kernel, reading: Reading) -> Iterator[Held]:
         ("proc_dops", "dentry_operations"),
     ):  # fmt: skip
         if rows.has(member):
-            yield Held(member, rows.pointer(member), _size(kernel, ctype), entries.path)
+            yield Held(member, rows.pointer(member), _size(kernel, ctype), entries.path, member == "seq_ops")
 
 
 def _file_systems(kernel: Kernel, reading: Reading) -> Iterator[Held]:

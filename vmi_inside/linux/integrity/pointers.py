@@ -20,8 +20,12 @@ from vmi_inside.linux.integrity.reading import Reading, Stretch
 STRETCHES: Final = (
     ("__start_rodata", "__end_rodata", True), ("_sdata", "_edata", False), ("__bss_start", "__bss_stop", False),
 )  # fmt: skip
-#: Variables that hold where code begins or ends.
-_BOUNDS: Final = frozenset(("mod_tree", "execmem_info", "init_mm", "builtin_coretext"))
+#: Variables that hold where code begins or ends, and pages of code that the kernel made itself and keeps in no list:
+#: thunks (ITS, 6.15), what wakes other processors, the hypercall page of Hyper-V.
+_KNOWN: Final = frozenset((
+    "mod_tree", "execmem_info", "init_mm", "builtin_coretext", "its_page", "its_pages", "real_mode_header",
+    "trampoline_header", "trampoline_cr4_features", "trampoline_pgd_entry", "hv_hypercall_pg",
+))  # fmt: skip
 
 
 def data_pointers(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
@@ -47,7 +51,7 @@ def _stretch(reading: Reading, stretch: Stretch, constant: bool) -> Iterator[Fin
     for place, symbol, owner, address, word in zip(
         places.tolist(), symbols.tolist(), owners.tolist(), at.tolist(), words[hit].tolist(), strict=True
     ):
-        if place.partition("+")[0] in _BOUNDS or symbol == "_etext":
+        if place.partition("+")[0] in _KNOWN or symbol == "_etext":
             continue
         yield Finding(
             "high" if owner else "critical", place, "code of the kernel" if constant else "code that somebody owns",

@@ -6,7 +6,7 @@ Knows no check. A reading is of one moment; to look again, make a new one.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from vmi_inside.linux.integrity.mappings import Mappings, kernel_mappings
 from vmi_inside.linux.tasks import PIDTYPE_TGID, Pids, pids
 from vmi_inside.structs import Structs
 from vmi_inside.types import I64, PAGE_SIZE, U8, U64, Mask
+
+if TYPE_CHECKING:
+    from vmi_inside.linux.integrity.compared import Expected
 
 #: No stretch of the kernel's image is believed to be longer.
 IMAGE_LIMIT: Final = 256 << 20
@@ -49,8 +52,10 @@ class Stretch:
 class Reading:
     """What detectors share; each part is read when first asked for."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, expected: Expected | None = None) -> None:
         self.kernel = kernel
+        #: What an image of the kernel says that its memory holds, where one was given.
+        self.expected = expected
 
     @cached_property
     def code(self) -> Code:
