@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("memory", "arch"),
     ("drivers", "space"),
     ("profile",),
-    ("structs", "ragged", "walk", "maple", "table", "kernel"),
+    ("structs", "ragged", "walk", "maple", "xarray", "table", "kernel"),
     ("linux", "windows", "control"),
     ("tables",),
     ("domains", "snapshot"),

@@ -27,6 +27,7 @@ from vmi_inside.tables import Reading, T, Tables
 from vmi_inside.types import I64, Mask
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.process_memory import ProcessMemory
     from vmi_inside.linux.system import SystemInfo
     from vmi_inside.snapshot import Snapshot
 
@@ -78,6 +79,12 @@ class Guest(Tables):
         from vmi_inside.linux.system import system_info
 
         return self._checked(system_info(self.kernel))
+
+    def process_memory(self, pid: int) -> ProcessMemory:
+        """The memory of one process: its regions and what they hold. Raises `NoProcess`."""
+        from vmi_inside.linux.process_memory import ProcessMemory
+
+        return ProcessMemory(self.kernel, pid)
 
     def read(self, reading: Reading[T], columns: Iterable[str] | None = None, **options: Any) -> T:
         """Read one table, of `tables.TABLES`; the tables' own methods come here. Raises `GuestGone`."""

@@ -1,0 +1,320 @@
+"""One process's memory: its regions, and what stands in them.
+
+Joins `memory_map`'s regions, `user_pages`' page tables and the page cache: a page of a file that the process never
+touched is read from there. What is in swap or on the guest's disk alone cannot be read, and is told apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+
+from vmi_inside.errors import MemoryFault, NoProcess, NotInMemory, PageFault
+from vmi_inside.kernel import Kernel
+from vmi_inside.linux import user_pages, vmas
+from vmi_inside.linux.memory_map import MemoryMap, process_memory_map
+from vmi_inside.linux.names import task_names
+from vmi_inside.linux.page_cache import Cached, cached_pages, in_memory
+from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_TGID
+from vmi_inside.linux.tasks import pids as all_pids
+from vmi_inside.linux.user_pages import UserPages, runs
+from vmi_inside.types import I64, MASK64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask, align_down, align_up
+
+#: Bytes that are read at once, unless said otherwise.
+CHUNK: Final = 4 << 20
+#: User addresses end here at the latest (5-level paging).
+_USER_END: Final = 1 << 56
+#: Up to this many bytes are read one page after the other.
+_FEW: Final = 2 * PAGE_SIZE
+
+
+class State(IntEnum):
+    """What a page is."""
+
+    UNMAPPED = 0  # in no region
+    PRESENT = 1  # in memory, and in the process's page tables
+    CACHED = 2  # in memory, but only in the page cache: the process did not touch it
+    UNTOUCHED = 3  # never written: it reads as zeros
+    SWAPPED = 4  # in swap, or on its way from one place in memory to another
+    MISSING = 5  # of a file, and not in memory
+    UNREADABLE = 6  # not RAM (a device's), or RAM that could not be read
+
+
+#: States whose bytes are known.
+READABLE: Final = (State.PRESENT, State.CACHED, State.UNTOUCHED)
+_WHY: Final = {
+    State.SWAPPED: "it is in swap",
+    State.MISSING: "it is a page of a file that is not in the page cache",
+    State.UNREADABLE: "it is no RAM, or RAM that could not be read",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A region of a process's memory, from `start` up to `end`.
+
+    `rest` is what pages are that stand nowhere; those from `limit` on, behind the end of their file, are `MISSING`.
+    """
+
+    start: int
+    end: int
+    permissions: str
+    path: str
+    offset: int
+    file: int
+    flags: int
+    rest: State
+    limit: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Pages of a region that stand somewhere, ascending: `va` (m,), `pa` (m,) or 0, `state` (m,) of `State`."""
+
+    va: U64
+    pa: U64
+    state: U8
+
+    def where(self, which: Mask | slice) -> Held:
+        """Some of them."""
+        return Held(self.va[which], self.pa[which], self.state[which])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Pages that adjoin and were read together: `data` are the bytes from `va` on, `bad` (n,) says of each page
+    whether it could not be read after all, and is zeros."""
+
+    va: int
+    data: U8
+    bad: Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The bytes of a range, zeros where they are not known; `state` (n,) of `State` for each page that it touches."""
+
+    data: bytes
+    state: U8
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the bytes are known."""
+        return bool(np.isin(self.state, READABLE).all())
+
+
+class ProcessMemory:
+    """The memory of the process `pid` as it is when asked. Raises `NoProcess` where there is none, or no memory.
+
+    `root` is the physical address of its top-level page table, the kernel's half of a pair where kernels keep two
+    (KPTI). Nothing that was read is kept: each reading sees the process as it is then.
+    """
+
+    def __init__(self, kernel: Kernel, pid: int) -> None:
+        self.kernel = kernel
+        self.pid = pid
+        self._task, self.name = _task(kernel, pid)
+        self.mm, self.root = self._memory()
+
+    def __repr__(self) -> str:
+        return f"<ProcessMemory of {self.pid} {self.name}>"
+
+    @property
+    def task(self) -> int:
+        """Address of the task_struct."""
+        return self._task
+
+    def regions(self) -> tuple[Region, ...]:
+        """The regions, ascending, without the kernel's own [vsyscall]. Raises `NoProcess` when the process ended."""
+        self.mm, self.root = self._memory()
+        found = process_memory_map(self.kernel, pids=frozenset({self.pid}))
+        return self._regions(found.where(np.asarray(found.start < np.uint64(_USER_END)) & (found.end > found.start)))
+
+    def read(self, va: int, size: int) -> bytes:
+        """`size` bytes at `va`. Raises `PageFault` where no region is, `NotInMemory` where one is, but no memory."""
+        self.mm, self.root = self._memory()
+        if size <= _FEW:
+            with contextlib.suppress(MemoryFault):
+                return self.kernel.space.with_root(self.root).read(va, size)
+        found = self.content(va, size)
+        for number, state in enumerate(found.state.tolist()):
+            at = va if number == 0 else align_down(va, PAGE_SIZE) + number * PAGE_SIZE
+            if state == State.UNMAPPED:
+                raise PageFault(at)
+            if state not in READABLE:
+                raise NotInMemory(at, _WHY[State(state)])
+        return found.data
+
+    def content(self, va: int, size: int) -> Content:
+        """`size` bytes at `va`, and what each page is: of those not known the bytes are zeros."""
+        low, high = align_down(va & MASK64, PAGE_SIZE), align_up((va & MASK64) + size, PAGE_SIZE)
+        va &= MASK64
+        data = np.zeros(high - low, dtype=np.uint8)
+        state = np.zeros((high - low) >> PAGE_SHIFT, dtype=np.uint8)
+        for region, pages in self.held(between=(low, high)):
+            start, end = (min(max(at, low), high) - low for at in (region.start, region.end))
+            beyond = min(max(region.limit - low, start), end)
+            state[start >> PAGE_SHIFT : beyond >> PAGE_SHIFT] = region.rest
+            state[beyond >> PAGE_SHIFT : end >> PAGE_SHIFT] = State.MISSING
+            for held in pages:
+                state[((held.va - np.uint64(low)) >> np.uint64(PAGE_SHIFT)).astype(np.intp)] = held.state
+                for part in self.parts_of(held):
+                    at = part.va - low
+                    data[at : at + len(part.data)] = part.data
+                    state[at >> PAGE_SHIFT : (at + len(part.data)) >> PAGE_SHIFT][part.bad] = State.UNREADABLE
+        return Content(data[va - low : va - low + size].tobytes(), state)
+
+    def parts(self, regions: Iterable[Region] | None = None, *, size: int = CHUNK) -> Iterator[Part]:
+        """All that is in memory of these regions, or of all, in parts of at most `size` bytes."""
+        for _, pages in self.held(regions):
+            for held in pages:
+                yield from self.parts_of(held, size=size)
+
+    def held(
+        self, regions: Iterable[Region] | None = None, *, between: tuple[int, int] = (0, _USER_END)
+    ) -> Iterator[tuple[Region, Iterator[Held]]]:
+        """Each region, and where its pages stand, as far as they lie `between`; pages that stand nowhere are left out.
+
+        The pages of a region come in pieces; take them before asking for the next region.
+        """
+        low, high = between
+        chosen = self.regions() if regions is None else tuple(regions)
+        chosen = tuple(region for region in chosen if region.start < high and region.end > low)
+        if not chosen:
+            return
+        start = np.array([max(region.start, low) for region in chosen], dtype=np.uint64)
+        end = np.array([min(region.end, high) for region in chosen], dtype=np.uint64)
+        tables = UserPages(self.kernel.space.with_root(self.root), start, end)
+        files, which = self._files(chosen)
+        for row, region in enumerate(chosen):
+            yield region, self._pages(region, tables, files, which[row], max(region.start, low), min(region.end, high))
+
+    def parts_of(self, held: Held, *, size: int = CHUNK) -> Iterator[Part]:
+        """The bytes of these pages, as far as they are in memory."""
+        there = held.where(held.pa != 0)
+        for run in runs(there.va, max(size >> PAGE_SHIFT, 1)):
+            pa = there.pa[run]
+            rows = np.empty((len(pa), PAGE_SIZE), dtype=np.uint8)
+            ok = self.kernel.space.memory.gather(pa, rows)
+            yield Part(int(there.va[run.start]), rows.reshape(-1), ~ok)
+
+    def _pages(
+        self, region: Region, tables: UserPages, files: Cached, file: int, start: int, end: int
+    ) -> Iterator[Held]:
+        if region.path == "[vdso]":
+            cached = self._image(region, start, end)
+        else:
+            cached = self._cached(region, files, file, start, end)
+        for leaves in tables.leaves(start, end):
+            state = np.where(leaves.state == user_pages.PRESENT, State.PRESENT, State.SWAPPED).astype(np.uint8)
+            mapped = Held(leaves.va, leaves.pa, state)
+            last = np.searchsorted(cached.va, leaves.va[-1], "right")
+            before, cached = cached.where(slice(0, int(last))), cached.where(slice(int(last), None))
+            yield _merged(mapped, before)
+        if len(cached.va):
+            yield cached
+
+    def _cached(self, region: Region, files: Cached, file: int, start: int, end: int) -> Held:
+        """What the page cache has of a region."""
+        rows = files.of(file) if file >= 0 else slice(0, 0)
+        index, pa, swapped = files.index[rows], files.pa[rows], files.swapped[rows]
+        first = (start - region.start + region.offset) >> PAGE_SHIFT
+        inside = (index >= first) & (index < first + ((end - start) >> PAGE_SHIFT))
+        # What was evicted from a cache is missing like all else that is not in it.
+        inside &= (pa != 0) | (swapped & (region.rest == State.UNTOUCHED))
+        va = np.uint64(start) + ((index[inside] - first).astype(np.uint64) << np.uint64(PAGE_SHIFT))
+        state = np.where(pa[inside] != 0, State.CACHED, State.SWAPPED).astype(np.uint8)
+        return Held(va, pa[inside], state)
+
+    def _image(self, region: Region, start: int, end: int) -> Held:
+        """The pages of the kernel that [vdso] shows, touched or not (arch/x86/entry/vdso/vma.c)."""
+        ctype = self.kernel.struct("mm_struct")
+        va = np.arange(start, end, PAGE_SIZE, dtype=np.uint64)
+        if not ctype.has("context.vdso_image"):
+            return Held(va[:0], va[:0], np.zeros(0, dtype=np.uint8))
+        image = self.kernel.structs(ctype, [self.mm]).follow("context.vdso_image").fetch("data", "size")
+        va = va[va - np.uint64(region.start) < image.unsigned("size")[0]]
+        pa, ok = self.kernel.space.translate(image.pointer("data")[0] + (va - np.uint64(region.start)))
+        return Held(va[ok], pa[ok], np.full(int(ok.sum()), State.CACHED, dtype=np.uint8))
+
+    def _files(self, regions: tuple[Region, ...]) -> tuple[Cached, I64]:
+        """The page cache of the regions' files, and the row of each region's file in it, -1 without."""
+        file = np.array([region.file for region in regions], dtype=np.uint64)
+        unique, back = np.unique(file, return_inverse=True)
+        mapping = self.kernel.structs("file", unique).pointer("f_mapping")
+        rows, again = np.unique(mapping, return_inverse=True)
+        row = again[back].astype(np.int64)
+        return cached_pages(self.kernel, rows), np.where(mapping[back] == 0, -1, row)
+
+    def _regions(self, table: MemoryMap) -> tuple[Region, ...]:
+        areas = self.kernel.structs("vm_area_struct", table.address).fetch("vm_file")
+        file = areas.pointer("vm_file")
+        files = self.kernel.structs("file", file).fetch("f_inode")
+        inodes = files.follow("f_inode").fetch("i_sb", "i_size")
+        held = in_memory(self.kernel, inodes) if file.any() else np.zeros(len(file), dtype=np.bool_)
+        device = table.flags & np.uint64(vmas.VM_PFNMAP | vmas.VM_IO) != 0
+        special = (file == 0) & np.array([path in _SPECIAL for path in table.path.tolist()], dtype=np.bool_)
+        rest = np.where((file == 0) | held, State.UNTOUCHED, State.MISSING)
+        rest = np.where(device | special, State.UNREADABLE, rest)
+        columns = (
+            table.start, table.end, table.permissions, table.path, table.offset, file, table.flags, rest,
+            inodes.number("i_size"),
+        )  # fmt: skip
+        out = []
+        for *row, left, length in zip(*(column.tolist() for column in columns), strict=True):
+            start, end, _, _, offset, mapped, *_ = row
+            limit = align_up(max(start + length - offset, start), PAGE_SIZE) if mapped else end
+            out.append(Region(*row, State(left), min(limit, end)))
+        return tuple(out)
+
+    def _memory(self) -> tuple[int, int]:
+        """Addresses of the mm_struct and, physical, of the page tables, as they are now."""
+        row = self.kernel.structs("task_struct", [self._task]).fetch("tgid", "mm", "flags")
+        mm = row.follow("mm").fetch("pgd")
+        if row.fault.any() or int(row.number("tgid")[0]) != self.pid:
+            raise NoProcess(f"process {self.pid} has ended")
+        if int(row.number("flags")[0]) & PF_KTHREAD:
+            raise NoProcess(f"process {self.pid} ({self.name}) is a kernel thread: it has no memory of its own")
+        if not mm.address.any():
+            raise NoProcess(f"process {self.pid} ({self.name}) has ended: it has no memory any more")
+        try:
+            return int(mm.address[0]), self.kernel.space.translate_one(int(mm.pointer("pgd")[0]))
+        except MemoryFault as fault:
+            raise NoProcess(f"process {self.pid} ({self.name}): its page tables cannot be found ({fault})") from fault
+
+
+#: What the kernel maps of itself: pages that nobody touched are not zeros.
+_SPECIAL: Final = frozenset(("[vdso]", "[vvar]", "[vvar_vclock]", "[uprobes]"))
+
+
+def _task(kernel: Kernel, pid: int) -> tuple[int, str]:
+    """The task_struct of a process, and its name."""
+    with kernel.operation():
+        number, _, tasks = all_pids(kernel).tasks(kernel, PIDTYPE_TGID)
+        rows = np.flatnonzero(number == pid)
+        if not len(rows):
+            raise NoProcess(f"there is no process {pid}; `ps` lists them (a thread's memory is its process's)")
+        task = tasks.select(rows[:1]).fetch("comm", "flags")
+        return int(task.address[0]), task_names(kernel, task)[0]
+
+
+def _merged(mapped: Held, cached: Held) -> Held:
+    """Both by address; where both have a page, the page tables' counts."""
+    extra = cached.where(~np.isin(cached.va, mapped.va, assume_unique=True))
+    if not len(extra.va):
+        return mapped
+    va = np.concatenate((mapped.va, extra.va))
+    order = np.argsort(va, kind="stable")
+    return Held(
+        va[order], np.concatenate((mapped.pa, extra.pa))[order], np.concatenate((mapped.state, extra.state))[order]
+    )  # fmt: skip
