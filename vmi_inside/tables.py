@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.cached_files import CachedFiles
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.open_files import OpenFiles
@@ -105,3 +106,6 @@ class Tables:
         "linux.memory_map:process_memory_map", "The regions of all processes' memory."
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
+    cached_files: Reading[CachedFiles] = Reading(
+        "linux.cached_files:cached_files", "Files that the kernel has in memory, and how much of each."
+    )
