@@ -27,6 +27,8 @@ from vmi_inside.tables import Reading, T, Tables
 from vmi_inside.types import I64, Mask
 
 if TYPE_CHECKING:
+    from vmi_inside.linux.content import Content
+    from vmi_inside.linux.file_content import FileContent
     from vmi_inside.linux.process_memory import ProcessMemory
     from vmi_inside.linux.system import SystemInfo
     from vmi_inside.snapshot import Snapshot
@@ -85,6 +87,26 @@ class Guest(Tables):
         from vmi_inside.linux.process_memory import ProcessMemory
 
         return ProcessMemory(self.kernel, pid)
+
+    def content(self, address: int, size: int, *, pid: int | None = None, physical: bool = False) -> Content:
+        """`size` bytes at an address of the kernel, of the process `pid`, or of guest-physical memory.
+
+        What is not in memory is zeros, and told apart. Raises `NoProcess`.
+        """
+        from vmi_inside.linux import content
+
+        if pid is not None:
+            return self.process_memory(pid).content(address, size)
+        return (content.physical_content if physical else content.kernel_content)(self.kernel, address, size)
+
+    def file_content(self, path: str, *, device: str | None = None, inode: int | None = None) -> FileContent:
+        """What the page cache has of the file at that path, found as in the guest. Raises `NoFile`.
+
+        Where several files have had the same path, `device` (major:minor) and `inode` choose.
+        """
+        from vmi_inside.linux.find_file import file_content
+
+        return file_content(self.kernel, path, device=device, inode=inode)
 
     def read(self, reading: Reading[T], columns: Iterable[str] | None = None, **options: Any) -> T:
         """Read one table, of `tables.TABLES`; the tables' own methods come here. Raises `GuestGone`."""

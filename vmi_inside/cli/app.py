@@ -26,6 +26,11 @@ COMMANDS: Final = {
     "sql": "vmi_inside.cli.sql:sql",
     "snapshot": "vmi_inside.cli.snapshot:snapshot",
     "diff": "vmi_inside.cli.diff:diff",
+    "files": "vmi_inside.cli.files:files",
+    "cat": "vmi_inside.cli.cat:cat",
+    "extract": "vmi_inside.cli.extract:extract",
+    "memdump": "vmi_inside.cli.memdump:memdump",
+    "read": "vmi_inside.cli.read:read",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }

@@ -22,6 +22,8 @@ class Exit:
 
 
 NOTHING: Final = 1
+UNREADABLE: Final = 8
+PARTIAL: Final = 11
 INTERRUPTED: Final = 130
 
 EXITS: Final = (
@@ -34,8 +36,11 @@ EXITS: Final = (
     Exit(6, "no kernel found that can be read", (errors.UnknownKernel, errors.ProfileError)),
     Exit(7, "no memory dump or snapshot, or a damaged one", (errors.BadDump, errors.BadSnapshot)),
     Exit(8, "guest memory could not be read", (errors.MemoryFault,)),
+    Exit(7, "no memory dump, or a damaged one", (errors.BadDump,)),
+    Exit(UNREADABLE, "guest memory could not be read", (errors.MemoryFault,)),
     Exit(9, "not possible with this target, or a package is missing", (errors.Unsupported,)),
     Exit(10, "the guest ended or rebooted meanwhile", (errors.GuestGone,)),
+    Exit(PARTIAL, "done, but a part of what was asked for is not in the guest's memory"),
     Exit(INTERRUPTED, "interrupted (Ctrl-C)"),
 )
 

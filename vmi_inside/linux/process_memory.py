@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from vmi_inside.errors import MemoryFault, NoProcess, NotInMemory, PageFault
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import user_pages, vmas
+from vmi_inside.linux.content import READABLE, WHY, Content, State
 from vmi_inside.linux.memory_map import MemoryMap, process_memory_map
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.page_cache import Cached, cached_pages, in_memory
@@ -31,27 +31,6 @@ CHUNK: Final = 4 << 20
 _USER_END: Final = 1 << 56
 #: Up to this many bytes are read one page after the other.
 _FEW: Final = 2 * PAGE_SIZE
-
-
-class State(IntEnum):
-    """What a page is."""
-
-    UNMAPPED = 0  # in no region
-    PRESENT = 1  # in memory, and in the process's page tables
-    CACHED = 2  # in memory, but only in the page cache: the process did not touch it
-    UNTOUCHED = 3  # never written: it reads as zeros
-    SWAPPED = 4  # in swap, or on its way from one place in memory to another
-    MISSING = 5  # of a file, and not in memory
-    UNREADABLE = 6  # not RAM (a device's), or RAM that could not be read
-
-
-#: States whose bytes are known.
-READABLE: Final = (State.PRESENT, State.CACHED, State.UNTOUCHED)
-_WHY: Final = {
-    State.SWAPPED: "it is in swap",
-    State.MISSING: "it is a page of a file that is not in the page cache",
-    State.UNREADABLE: "it is no RAM, or RAM that could not be read",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +79,6 @@ class Part:
     bad: Mask
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """The bytes of a range, zeros where they are not known; `state` (n,) of `State` for each page that it touches."""
-
-    data: bytes
-    state: U8
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of the bytes are known."""
-        return bool(np.isin(self.state, READABLE).all())
-
-
 class ProcessMemory:
     """The memory of the process `pid` as it is when asked. Raises `NoProcess` where there is none, or no memory.
 
@@ -152,7 +118,7 @@ class ProcessMemory:
             if state == State.UNMAPPED:
                 raise PageFault(at)
             if state not in READABLE:
-                raise NotInMemory(at, _WHY[State(state)])
+                raise NotInMemory(at, WHY[State(state)])
         return found.data
 
     def content(self, va: int, size: int) -> Content:
@@ -172,7 +138,7 @@ class ProcessMemory:
                     at = part.va - low
                     data[at : at + len(part.data)] = part.data
                     state[at >> PAGE_SHIFT : (at + len(part.data)) >> PAGE_SHIFT][part.bad] = State.UNREADABLE
-        return Content(data[va - low : va - low + size].tobytes(), state)
+        return Content(va, data[va - low : va - low + size].tobytes(), state)
 
     def parts(self, regions: Iterable[Region] | None = None, *, size: int = CHUNK) -> Iterator[Part]:
         """All that is in memory of these regions, or of all, in parts of at most `size` bytes."""
