@@ -15,7 +15,7 @@ ROOT = Path(vmi_inside.__file__).parent
 #: Floors from the ground up; rooms of one floor do not know each other, but for what `BESIDE` says.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
-    ("memory", "arch"),
+    ("memory", "arch", "scan"),
     ("drivers", "space"),
     ("profile",),
     ("structs", "ragged", "walk", "maple", "xarray", "table", "kernel"),
@@ -40,6 +40,8 @@ BLIND = {
 HOMES = {
     "libvirt": "domains", "libvirt_qemu": "domains", "duckdb": "sql", "click": "cli", "rich": "cli", "pyarrow": "table",
     "polars": "table", "volatility3": "bridges", "drgn": "bridges",
+    "libvirt": "domains", "libvirt_qemu": "domains", "click": "cli", "rich": "cli", "pyarrow": "table",
+    "polars": "table", "volatility3": "bridges", "drgn": "bridges", "yara_x": "scan",
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

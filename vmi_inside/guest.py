@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from vmi_inside.linux.content import Content
     from vmi_inside.linux.file_content import FileContent
     from vmi_inside.linux.process_memory import ProcessMemory
+    from vmi_inside.linux.streams import Stream
     from vmi_inside.linux.system import SystemInfo
+    from vmi_inside.linux.yara_matches import YaraMatches
+    from vmi_inside.scan.strings import String
+    from vmi_inside.scan.yara import Scanner
     from vmi_inside.snapshot import Snapshot
 
 #: Seconds for which a kernel that was found is believed to be the one that runs, without and with signs of another.
@@ -107,6 +111,38 @@ class Guest(Tables):
         from vmi_inside.linux.find_file import file_content
 
         return file_content(self.kernel, path, device=device, inode=inode)
+
+    def streams(
+        self, pids: Iterable[int] | None = None, *, kernel: bool = False, physical: bool = False, files: bool = False
+    ) -> Iterator[Stream]:
+        """What stands in the guest's memory, to be looked through: of all processes, unless something else is asked.
+
+        Raises `NoProcess` for one of `pids` that is not there.
+        """
+        from vmi_inside.linux import streams
+
+        if kernel:
+            return streams.of_kernel(self.kernel)
+        if physical:
+            return streams.of_physical(self.kernel)
+        if files:
+            return streams.of_files(self.kernel)
+        return streams.of_processes(self.kernel, pids)
+
+    def strings(
+        self, streams: Iterable[Stream], minimum: int = 4, encodings: Iterable[str] = ("ascii", "utf16")
+    ) -> Iterator[tuple[Stream, String]]:
+        """Printable strings of at least `minimum` characters in what `streams` gave, each with its stream."""
+        from vmi_inside.scan.strings import strings
+
+        listed = tuple(encodings)
+        return ((stream, each) for stream in streams for each in strings(stream.pieces, minimum, listed))
+
+    def yara(self, rules: Scanner, streams: Iterable[Stream], **options: Any) -> YaraMatches:
+        """Where strings of YARA rules stand in what `streams` gave; `options` are those of `yara_matches`."""
+        from vmi_inside.linux.yara_matches import yara_matches
+
+        return yara_matches(streams, rules, **options)
 
     def read(self, reading: Reading[T], columns: Iterable[str] | None = None, **options: Any) -> T:
         """Read one table, of `tables.TABLES`; the tables' own methods come here. Raises `GuestGone`."""

@@ -31,6 +31,8 @@ COMMANDS: Final = {
     "extract": "vmi_inside.cli.extract:extract",
     "memdump": "vmi_inside.cli.memdump:memdump",
     "read": "vmi_inside.cli.read:read",
+    "strings": "vmi_inside.cli.strings:strings",
+    "yara": "vmi_inside.cli.yara:yara",
     "profile": "vmi_inside.cli.profile:profile",
     "completion": "vmi_inside.cli.completion:completion",
 }

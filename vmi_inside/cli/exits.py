@@ -40,7 +40,7 @@ EXITS: Final = (
     Exit(UNREADABLE, "guest memory could not be read", (errors.MemoryFault,)),
     Exit(9, "not possible with this target, or a package is missing", (errors.Unsupported,)),
     Exit(10, "the guest ended or rebooted meanwhile", (errors.GuestGone,)),
-    Exit(PARTIAL, "done, but a part of what was asked for is not in the guest's memory"),
+    Exit(PARTIAL, "done in part: some of it is not in the guest's memory, or time ran out"),
     Exit(INTERRUPTED, "interrupted (Ctrl-C)"),
 )
 

@@ -160,8 +160,9 @@ class ProcessMemory:
             return
         start = np.array([max(region.start, low) for region in chosen], dtype=np.uint64)
         end = np.array([min(region.end, high) for region in chosen], dtype=np.uint64)
-        tables = UserPages(self.kernel.space.with_root(self.root), start, end)
-        files, which = self._files(chosen)
+        with self.kernel.operation():
+            tables = UserPages(self.kernel.space.with_root(self.root), start, end)
+            files, which = self._files(chosen)
         for row, region in enumerate(chosen):
             yield region, self._pages(region, tables, files, which[row], max(region.start, low), min(region.end, high))
 
