@@ -51,7 +51,7 @@ Examples:
 )
 @click.option("--cached", is_flag=True, help="Only those of which at least a page is in memory.")
 @click.option("--deleted", is_flag=True, help="Only those to which no name leads.")
-@click.option("--all", "everything", is_flag=True, help="Pipes, sockets and anonymous inodes, too.")
+@click.option("--all", "everything", is_flag=True, help="Block devices' caches and anonymous inodes, too.")
 @output_options
 def files(
     target: Target,

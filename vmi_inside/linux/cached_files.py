@@ -29,7 +29,7 @@ _MTIME: Final = ("i_mtime_sec", "__i_mtime.tv_sec", "i_mtime.tv_sec")
 
 
 class CachedFiles(Table):
-    """One row for each inode in memory; osquery's column names (`file`) where it has them."""
+    """One row for each name of each inode in memory; osquery's column names (`file`) where it has them."""
 
     inode: I64
     device: Text  # of the file system, major:minor
@@ -47,7 +47,7 @@ class CachedFiles(Table):
     mode: Text  # permissions in octal
     target: Text  # of a symbolic link
     deleted: Mask  # no name leads to it
-    bare: Mask  # belongs to no directory by nature: a pipe, a socket, an anonymous inode
+    bare: Mask  # of a file system that cannot be mounted, and no file: a block device's cache, an anonymous inode
     mount_namespace: I64  # inode number of the mount namespace that the path is of
     address: U64  # of the struct inode
 
@@ -169,7 +169,7 @@ _COLUMNS: Final[dict[str, Callable[[_Files], Column]]] = {
 
 
 def cached_files(kernel: Kernel, columns: Iterable[str] | None = None) -> CachedFiles:
-    """All inodes in memory, by file system; `columns` asks for some columns only.
+    """All inodes in memory, one that has several names with each of them; `columns` asks for some columns only.
 
     Raises `AttributeError` for a column that the table does not have, `NoSymbol` where the kernel lists no file
     systems.

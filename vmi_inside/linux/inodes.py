@@ -1,7 +1,8 @@
 """Inodes that the kernel has in memory, of all mounted file systems.
 
 Knows the list of super blocks, each one's list of inodes (`super_block.s_inodes`), its mounts, and the dentries of an
-inode (include/linux/fs.h, fs/mount.h, include/linux/dcache.h). What an inode's file holds is left to others.
+inode (include/linux/fs.h, fs/mount.h, include/linux/dcache.h). Pipes and sockets are on no such list: who has them open
+is `open_files`' knowledge. What an inode's file holds is left to others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vmi_inside.types import I64, U64, Mask
 
 #: Super blocks: each mount of a container may have one.
 _BLOCK_LIMIT: Final = 1 << 16
-#: SB_NOUSER: a file system that cannot be mounted, of pipes and the like (include/linux/fs.h).
+#: SB_NOUSER: a file system that cannot be mounted (include/linux/fs.h).
 _NOUSER: Final = np.uint64(1 << 31)
 _REGULAR: Final = 0o10
 #: Error pointers: MNT_NS_INTERNAL is one.
@@ -28,11 +29,11 @@ ERRORS: Final = np.uint64(-4096 & (1 << 64) - 1)
 
 @dataclass(frozen=True, slots=True)
 class Inodes:
-    """Inodes (n rows), and of each the super block's row in `blocks` (k rows), a dentry and a mount.
+    """Inodes (n rows), one that has several names with each of them, and the super block's row in `blocks` (k rows).
 
-    `dentry` (n,) is 0 where there is none. `mount` (k,) is the `struct mount` that shows a file system best: at its
-    root, and in the initial mount namespace, where there is such; 0 where there is none at all. `bare` (n,) says which
-    belong to no directory by nature: pipes, sockets, anonymous inodes.
+    `dentry` (n,) is the name, 0 where there is none. `mount` (k,) is the `struct mount` that shows a file system best:
+    at its root, and in the initial mount namespace, where there is such; 0 where there is none at all. `bare` (n,)
+    says which are of file systems that cannot be mounted, and no files: block devices' caches, anonymous inodes.
     """
 
     inodes: Structs
@@ -54,9 +55,10 @@ def inodes(kernel: Kernel) -> Inodes:
     rows = kernel.structs(inode, found.address - np.uint64(inode.member("i_sb_list").offset))
     rows.fetch("i_mode", "i_sb", "i_dentry.first")
     mount, cut = _mounts(kernel, blocks)
-    dentry, torn = _dentries(kernel, rows)
-    bare = (blocks.unsigned("s_flags")[found.owner] & _NOUSER != 0) & (rows.number("i_mode") >> 12 != _REGULAR)
-    return Inodes(rows, found.owner, blocks, mount, dentry, bare, (*listed.faults, *found.faults, *cut, *torn))
+    row, dentry, torn = _dentries(kernel, rows)
+    rows, owner = rows.select(row), found.owner[row]
+    bare = (blocks.unsigned("s_flags")[owner] & _NOUSER != 0) & (rows.number("i_mode") >> 12 != _REGULAR)
+    return Inodes(rows, owner, blocks, mount, dentry, bare, (*listed.faults, *found.faults, *cut, *torn))
 
 
 def _mounts(kernel: Kernel, blocks: Structs) -> tuple[U64, tuple[str, ...]]:
@@ -92,14 +94,21 @@ def _namespace(kernel: Kernel) -> int:
         return 0
 
 
-def _dentries(kernel: Kernel, rows: Structs) -> tuple[U64, tuple[str, ...]]:
-    """Of each inode a dentry: one that a name leads to, where there is one."""
+def _dentries(kernel: Kernel, rows: Structs) -> tuple[I64, U64, tuple[str, ...]]:
+    """Each inode's row with each dentry that a name leads to; with another one, or 0, where there is no such."""
     dentry = kernel.struct("dentry")
     alias = np.uint64(dentry.member("d_u.d_alias", "d_alias").offset)
     found = walk.chains(kernel.space, rows.pointer("i_dentry.first"), what="names of an inode")
-    address = found.address - alias
+    address, owner = found.address - alias, found.owner
     named = kernel.structs(dentry, address).pointer("d_hash.pprev") != 0
-    order = np.argsort(named, kind="stable")
-    out = np.zeros(len(rows), dtype=np.uint64)
-    out[found.owner[order]] = address[order]
-    return out, found.faults
+    has_name = np.zeros(len(rows), dtype=np.bool_)
+    has_name[owner[named]] = True
+    others = np.flatnonzero(~named & ~has_name[owner])
+    _, first = np.unique(owner[others], return_index=True)
+    chosen = np.concatenate((np.flatnonzero(named), others[first]))
+    bare = np.ones(len(rows), dtype=np.bool_)
+    bare[owner] = False
+    row = np.concatenate((owner[chosen], np.flatnonzero(bare)))
+    out = np.concatenate((address[chosen], np.zeros(int(bare.sum()), dtype=np.uint64)))
+    order = np.argsort(row, kind="stable")
+    return row[order], out[order], found.faults

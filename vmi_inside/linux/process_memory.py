@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 
-from vmi_inside.errors import MemoryFault, NoProcess, NotInMemory, PageFault
+from vmi_inside.errors import MemoryFault, NoProcess, NoSymbol, NotInMemory, PageFault
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import user_pages, vmas
 from vmi_inside.linux.content import READABLE, WHY, Content, State
@@ -175,6 +176,15 @@ class ProcessMemory:
             ok = self.kernel.space.memory.gather(pa, rows)
             yield Part(int(there.va[run.start]), rows.reshape(-1), ~ok)
 
+    @cached_property
+    def _zero_page(self) -> U64 | None:
+        """The page that stands for all that were read but never written (fixed at boot)."""
+        try:
+            at = self.kernel.symbol("empty_zero_page")
+            return np.array(self.kernel.space.translate_one(at), dtype=np.uint64)
+        except (NoSymbol, MemoryFault):
+            return None
+
     def _pages(
         self, region: Region, tables: UserPages, files: Cached, file: int, start: int, end: int
     ) -> Iterator[Held]:
@@ -182,7 +192,11 @@ class ProcessMemory:
             cached = self._image(region, start, end)
         else:
             cached = self._cached(region, files, file, start, end)
-        for leaves in tables.leaves(start, end):
+        zeros = self._zero_page if region.rest == State.UNTOUCHED else None
+        for found in tables.leaves(start, end):
+            leaves = found if zeros is None else found.where(found.pa != zeros)
+            if not len(leaves.va):
+                continue
             state = np.where(leaves.state == user_pages.PRESENT, State.PRESENT, State.SWAPPED).astype(np.uint8)
             mapped = Held(leaves.va, leaves.pa, state)
             last = np.searchsorted(cached.va, leaves.va[-1], "right")

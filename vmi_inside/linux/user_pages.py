@@ -38,7 +38,11 @@ class Leaves:
     def between(self, start: int, end: int) -> Leaves:
         """Those from `start` up to `end`."""
         low, high = self.va.searchsorted(np.array([start, end], dtype=np.uint64)).tolist()
-        return Leaves(self.va[low:high], self.pa[low:high], self.state[low:high])
+        return self.where(slice(low, high))
+
+    def where(self, which: Mask | slice) -> Leaves:
+        """Some of them."""
+        return Leaves(self.va[which], self.pa[which], self.state[which])
 
 
 @dataclass(frozen=True, slots=True)
