@@ -109,13 +109,12 @@ class _Files:
 
     def dirty(self) -> I64:
         """Pages to be written."""
-        rows = np.flatnonzero(self.inodes.number("i_data.nrpages"))
-        mapping = self.inodes.at("i_data")[rows]
-        found = cached_pages(self.kernel, mapping, verify=False)
+        unique, back = np.unique(self.inodes.at("i_data"), return_inverse=True)
+        found = cached_pages(self.kernel, unique, verify=False)
         self.notes += found.faults
-        out = np.zeros(len(self.inodes), dtype=np.int64)
-        np.add.at(out, rows[found.owner], found.dirty)
-        return out
+        out = np.zeros(len(unique), dtype=np.int64)
+        np.add.at(out, found.owner, found.dirty)
+        return out[back]
 
     def target(self) -> Text:
         """Where symbolic links lead."""
@@ -126,16 +125,20 @@ class _Files:
         out[links] = names
         lost = np.zeros(len(out), dtype=np.bool_)
         lost[links[~ok]] = True
-        # Those whose inode has no room for it have it in their first page, without a NUL in memory that counts.
+        # Those whose inode has no room for it have it in their first page.
         rest = links[at == 0]
-        found = cached_pages(self.kernel, self.inodes.at("i_data")[rest])
+        unique, back = np.unique(self.inodes.at("i_data")[rest], return_inverse=True)
+        found = cached_pages(self.kernel, unique)
         first = np.flatnonzero((found.index == 0) & (found.pa != 0))
         raw = np.empty((len(first), _TARGET_LIMIT), dtype=np.uint8)
         good = self.kernel.space.memory.gather(found.pa[first], raw)
+        held = {
+            owner: page.tobytes() for owner, page, ok in zip(found.owner[first].tolist(), raw, good, strict=True) if ok
+        }
         size = np.clip(self.inodes.number("i_size"), 0, _TARGET_LIMIT)
-        for number, row in enumerate(rest[found.owner[first]].tolist()):
-            out[row] = raw[number, : size[row]].tobytes().partition(b"\0")[0].decode("utf-8", "backslashreplace")
-            lost[row] = not good[number]
+        for row, which in zip(rest.tolist(), back.tolist(), strict=True):
+            shown = held.get(which, b"")[: size[row]].partition(b"\0")[0]
+            out[row] = shown.decode("utf-8", "backslashreplace")
         self.faults.mark(lost, "target unreadable")
         return out
 

@@ -28,6 +28,8 @@ class State(IntEnum):
     UNREADABLE = 6  # not RAM (a device's), or RAM that could not be read
 
 
+#: More is not given in one piece.
+SIZE_LIMIT: Final = 1 << 30
 #: States whose bytes are known.
 READABLE: Final = (State.PRESENT, State.CACHED, State.UNTOUCHED)
 #: The others in words.
@@ -65,7 +67,7 @@ class Content:
 
 
 def kernel_content(kernel: Kernel, va: int, size: int) -> Content:
-    """`size` bytes of the kernel's memory."""
+    """`size` bytes of the kernel's memory. Raises ValueError for more than 1 GiB, or less than nothing."""
     pages = _pages(va, size)
     with kernel.operation():
         pa, mapped = kernel.space.translate(pages)
@@ -73,12 +75,19 @@ def kernel_content(kernel: Kernel, va: int, size: int) -> Content:
 
 
 def physical_content(kernel: Kernel, pa: int, size: int) -> Content:
-    """`size` bytes of guest-physical memory."""
+    """`size` bytes of guest-physical memory. Raises ValueError for more than 1 GiB, or less than nothing."""
     pages = _pages(pa, size)
     return _content(kernel, pa, size, pages, np.ones(len(pages), dtype=np.bool_))
 
 
+def check_size(size: int) -> None:
+    """Raises ValueError for what is not given in one piece."""
+    if not 0 <= size <= SIZE_LIMIT:
+        raise ValueError(f"{size} bytes are not given in one piece: from none to {SIZE_LIMIT} are")
+
+
 def _pages(start: int, size: int) -> U64:
+    check_size(size)
     first = align_down(start, PAGE_SIZE)
     count = (align_up(start + size, PAGE_SIZE) - first) >> PAGE_SHIFT
     # Behind the last address comes 0.

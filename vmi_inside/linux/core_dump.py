@@ -96,7 +96,7 @@ def write_core(
         for region in regions:
             plans.append(made.get(region.start) or _empty(region))
     segments = [segment for plan in plans for segment in plan.segments]
-    core.regions, core.threads, core.warnings = len(regions), notes.threads, notes.warnings
+    core.regions, core.threads, core.warnings = len(regions), notes.threads, (*notes.warnings, *memory.notes)
     offset = _write_headers(file, segments, notes.data)
     total = sum(int((plan.held.pa != 0).sum()) << PAGE_SHIFT for plan in plans)
     for plan in plans:

@@ -89,15 +89,16 @@ class FileContent:
 
 
 def contents(kernel: Kernel, address: Iterable[int]) -> list[FileContent]:
-    """What is known of the files of the inodes at these addresses."""
-    listed = list(address)
+    """What is known of the files of the inodes at these addresses, in that order."""
+    asked = list(address)
+    listed = list(dict.fromkeys(asked))
     rows = kernel.structs("inode", np.array(listed, dtype=np.uint64)).fetch("i_size", "i_sb")
     if not listed:
         return []
     with kernel.operation():
         found = cached_pages(kernel, rows.at("i_data"))
         sparse = in_memory(kernel, rows) & found.whole
-    out = []
+    out: dict[int, FileContent] = {}
     for row, (at, claimed) in enumerate(zip(listed, rows.number("i_size").tolist(), strict=True)):
         size = min(max(claimed, 0), SIZE_LIMIT)
         words = []
@@ -114,10 +115,10 @@ def contents(kernel: Kernel, address: Iterable[int]) -> list[FileContent]:
         gone = np.unique(index[inside & (place == 0)])
         # Of hostile trees a page may be there twice; the first counts.
         pages, first = np.unique(index[there], return_index=True)
-        out.append(
-            FileContent(kernel, at, size, pages, place[there][first], gone, bool(sparse[row]), "; ".join(words))
+        out[at] = FileContent(
+            kernel, at, size, pages, place[there][first], gone, bool(sparse[row]), "; ".join(words)
         )  # fmt: skip
-    return out
+    return [out[at] for at in asked]
 
 
 def _pages(size: int) -> int:

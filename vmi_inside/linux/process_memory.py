@@ -17,7 +17,7 @@ import numpy as np
 from vmi_inside.errors import MemoryFault, NoProcess, NoSymbol, NotInMemory, PageFault
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import user_pages, vmas
-from vmi_inside.linux.content import READABLE, WHY, Content, State
+from vmi_inside.linux.content import READABLE, WHY, Content, State, check_size
 from vmi_inside.linux.memory_map import MemoryMap, process_memory_map
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.page_cache import Cached, cached_pages, in_memory
@@ -92,6 +92,8 @@ class ProcessMemory:
         self.pid = pid
         self._task, self.name = _task(kernel, pid)
         self.mm, self.root = self._memory()
+        #: Where the last reading of the regions' pages was cut, in words.
+        self.notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<ProcessMemory of {self.pid} {self.name}>"
@@ -123,7 +125,11 @@ class ProcessMemory:
         return found.data
 
     def content(self, va: int, size: int) -> Content:
-        """`size` bytes at `va`, and what each page is: of those not known the bytes are zeros."""
+        """`size` bytes at `va`, and what each page is: of those not known the bytes are zeros.
+
+        Raises ValueError for more than 1 GiB: take parts of that.
+        """
+        check_size(size)
         low, high = align_down(va & MASK64, PAGE_SIZE), align_up((va & MASK64) + size, PAGE_SIZE)
         va &= MASK64
         data = np.zeros(high - low, dtype=np.uint8)
@@ -164,6 +170,8 @@ class ProcessMemory:
         with self.kernel.operation():
             tables = UserPages(self.kernel.space.with_root(self.root), start, end)
             files, which = self._files(chosen)
+        cut = (f"page tables: cut after {user_pages.TABLE_LIMIT} of them",) if tables.cut else ()
+        self.notes = (*cut, *files.faults)
         for row, region in enumerate(chosen):
             yield region, self._pages(region, tables, files, which[row], max(region.start, low), min(region.end, high))
 
