@@ -34,7 +34,7 @@ def write_content(content: FileContent, file: IO[bytes], gaps: Gaps) -> None:
     at = 0
     for chunk in content.chunks():
         _skip(file, chunk.offset - at, sparse)
-        file.write(chunk.data)
+        file.write(chunk.data.data)
         at = chunk.offset + len(chunk.data)
         for page in chunk.bad.nonzero()[0].tolist():
             start = chunk.offset + page * PAGE_SIZE

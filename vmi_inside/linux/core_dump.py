@@ -110,7 +110,7 @@ def write_core(
             # Pages that adjoin are of one segment: what divides segments is missing pages.
             segment_start = int(starts[np.searchsorted(starts, np.uint64(part.va), "right") - 1])
             file.seek(at[segment_start] + part.va - segment_start)
-            file.write(part.data)
+            file.write(part.data.data)
             core.written += len(part.data)
             core.missing[State.UNREADABLE] += int(part.bad.sum()) << PAGE_SHIFT
             progress(core.written, total)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, SupportsInt
 
 import numpy as np
 
@@ -147,7 +147,7 @@ def _note(kind: int, data: bytes) -> bytes:
     return _HEAD.pack(len(name), len(data), kind) + name.ljust(8, b"\0") + data + bytes(-len(data) % 4)
 
 
-def _int(value: object) -> int:
+def _int(value: SupportsInt) -> int:
     """As a C int."""
-    number = int(value) & 0xFFFF_FFFF  # type: ignore[call-overload]  # any integer, NumPy's too
+    number = int(value) & 0xFFFF_FFFF
     return number - (1 << 32) if number >> 31 else number

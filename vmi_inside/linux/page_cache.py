@@ -55,39 +55,36 @@ def cached_pages(kernel: Kernel, mapping: U64, *, verify: bool = True) -> Cached
     Raises `NoMember` on kernels without an xarray of pages.
     """
     rows = kernel.structs("address_space", mapping).fetch("i_pages.xa_head")
-    found = xarray.entries(
-        kernel.space, rows.pointer("i_pages.xa_head"), kernel.struct("xa_node"), what="page cache"
-    )  # fmt: skip
-    entry, value = found.entry, found.value
-    pages = Pages(kernel)
-    pa, known = pages.physical(entry & ~np.uint64(3))
+    found = xarray.entries(kernel.space, rows.pointer("i_pages.xa_head"), kernel.struct("xa_node"), what="page cache")
+    faults = list(found.faults)
+    if rows.fault.any():
+        faults.append("page cache: a mapping could not be read")
+    entry, owner, value = found.entry, found.owner, found.value
+    pa, known = Pages(kernel).physical(entry & ~np.uint64(3))
     lost = ~known & ~value
     if verify:
-        lost |= ~value & ~_belongs(kernel, entry, rows.address[found.owner], known)
-    # Kernels before 5.17 have the same large page at each of its indices.
+        lost |= ~value & ~_belongs(kernel, entry, rows.address[owner], known)
+    # Kernels before 5.17 have the same large page at each of its indices: of those the first is where it begins.
     again = np.zeros(len(entry), dtype=np.bool_)
-    again[1:] = (entry[1:] == entry[:-1]) & (found.owner[1:] == found.owner[:-1]) & ~value[1:]
+    again[1:] = (entry[1:] == entry[:-1]) & (owner[1:] == owner[:-1]) & ~value[1:]
     first = np.maximum.accumulate(np.where(again, 0, np.arange(len(entry))))
     within = found.index - found.index[first]
     count = np.clip(found.count, 1, PAGE_LIMIT)
-    faults = list(found.faults)
-    total = np.cumsum(count)
-    if len(total) and int(total[-1]) > PAGE_LIMIT:
-        keep = total <= PAGE_LIMIT
-        faults.append(f"page cache: cut after {int(keep.sum())} entries")
-        entry, pa, lost, value, within, count = (each[keep] for each in (entry, pa, lost, value, within, count))
-        found = xarray.Entries(
-            entry, found.index[keep], count, found.owner[keep], found.marks[keep], found.whole, found.faults
-        )  # fmt: skip
-    row = np.repeat(np.arange(len(entry)), count)
+    whole = found.whole & ~rows.fault
+    fitting = int(np.searchsorted(np.cumsum(count), PAGE_LIMIT, "right"))
+    if fitting < len(count):
+        faults.append(f"page cache: cut after {fitting} entries")
+        whole[owner[fitting:]] = False
+        count = count[:fitting]
+    # One row for each page of what stands for several.
+    row = np.repeat(np.arange(len(count)), count)
     step = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     here = pa[row] + ((within[row] + step).astype(np.uint64) << np.uint64(PAGE_SHIFT))
-    whole = found.whole & ~rows.fault
-    if rows.fault.any():
-        faults.append("page cache: a mapping could not be read")
+    none = value[row] | lost[row]
+    dirty = found.marks[row] & np.uint8(_DIRTY) != 0
     return Cached(
-        found.owner[row], found.index[row] + step, np.where(value[row] | lost[row], np.uint64(0), here), value[row],
-        (found.marks[row] & _DIRTY) != 0, lost[row], whole, tuple(faults),
+        owner[row], found.index[row] + step, np.where(none, np.uint64(0), here), value[row], dirty, lost[row], whole,
+        tuple(faults),
     )  # fmt: skip
 
 
@@ -95,7 +92,8 @@ def _belongs(kernel: Kernel, entry: U64, mapping: U64, known: Mask) -> Mask:
     """Which pages (m,) say themselves that they are that mapping's."""
     ctype = kernel.find_struct("folio") or kernel.struct("page")
     rows = Structs(kernel.space, ctype, np.where(known, entry & ~np.uint64(3), np.uint64(0)))
-    return known & ~rows.fault & (rows.pointer("mapping") == mapping)
+    mine: Mask = rows.pointer("mapping") == mapping
+    return known & ~rows.fault & mine
 
 
 def in_memory(kernel: Kernel, inodes: Structs) -> Mask:

@@ -260,10 +260,11 @@ class ProcessMemory:
             inodes.number("i_size"),
         )  # fmt: skip
         out = []
-        for *row, left, length in zip(*(column.tolist() for column in columns), strict=True):
-            start, end, _, _, offset, mapped, *_ = row
+        for start, end, permissions, path, offset, mapped, flags, left, length in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
             limit = align_up(max(start + length - offset, start), PAGE_SIZE) if mapped else end
-            out.append(Region(*row, State(left), min(limit, end)))
+            out.append(Region(start, end, permissions, path, offset, mapped, flags, State(left), min(limit, end)))
         return tuple(out)
 
     def _memory(self) -> tuple[int, int]:

@@ -147,7 +147,7 @@ class UserPages:
     def _read(self, which: slice) -> Leaves:
         """The pages that these tables and large pages map, single ones."""
         paging = self.space.paging
-        va, level, entry = (each[which] for each in (self._units.va, self._units.level, self._units.entry))
+        va, level, entry = self._units.va[which], self._units.level[which], self._units.entry[which]
         small = np.flatnonzero(level == 1)
         entries = self._tables(entry[small])
         row, column = np.nonzero(entries)
