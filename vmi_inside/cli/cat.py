@@ -28,7 +28,7 @@ Examples:
 def cat(
     target: Target, where: str, device: str | None, inode: int | None, path: Path | None, force: bool
 ) -> None:  # fmt: skip
-    """One file of the guest, as far as its page cache has it.
+    """Print a file of the guest, out of its page cache.
 
     Links are followed. Of a file that was deleted, PATH is the path that it had. Parts that are not in memory are
     zeros, and named on stderr; the exit code is then 11.

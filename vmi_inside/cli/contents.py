@@ -7,12 +7,12 @@ from typing import IO, TYPE_CHECKING, Final
 import click
 
 from vmi_inside.cli.options import Command
-from vmi_inside.types import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vmi_inside.cli.gaps import Gaps
     from vmi_inside.linux.file_content import FileContent
 
+_PAGE: Final = 4096
 #: Zeros that are written at once, where a file cannot have holes.
 _ZEROS: Final = bytes(1 << 20)
 
@@ -37,8 +37,8 @@ def write_content(content: FileContent, file: IO[bytes], gaps: Gaps) -> None:
         file.write(chunk.data.data)
         at = chunk.offset + len(chunk.data)
         for page in chunk.bad.nonzero()[0].tolist():
-            start = chunk.offset + page * PAGE_SIZE
-            gaps.add(start, min(start + PAGE_SIZE, content.size), "could not be read")
+            start = chunk.offset + page * _PAGE
+            gaps.add(start, min(start + _PAGE, content.size), "could not be read")
     if sparse and at < content.size:
         file.truncate(base + content.size)
     else:

@@ -43,12 +43,12 @@ Examples:
     "-q", "--quiet", is_flag=True, help="Do not name what is missing; the exit code tells of it all the same."
 )
 def extract(target: Target, patterns: tuple[str, ...], folder: Path, force: bool, quiet: bool) -> None:
-    """Files of the guest into a folder, each under its path in the guest, as far as the page cache has them.
+    """Copy files of the guest out of its page cache.
 
-    PATH is a file, a folder with all that is below it, or a pattern in which * takes slashes too. Regular files only:
-    links and devices are left out. Paths come from the guest and are not trusted: nothing is written outside of DIR,
-    and no link in DIR is followed. Parts that are not in memory are zeros, and named on stderr; the exit code is then
-    11.
+    Each is written into DIR under its path in the guest, as far as the page cache has it. PATH is a file, a folder
+    with all that is below it, or a pattern in which * takes slashes too. Regular files only: links and devices are
+    left out. Paths come from the guest and are not trusted: nothing is written outside of DIR, and no link in DIR
+    is followed. Parts that are not in memory are zeros, and named on stderr; the exit code is then 11.
     """
     partial = failed = written = 0
     with target.attach(Output()) as guest:

@@ -63,9 +63,10 @@ def files(
     everything: bool,
     output: Output,
 ) -> None:
-    """Files that the guest's kernel has in memory: their inodes, and how many of their pages are in the page cache.
+    """Files in the guest's memory, and how much of each is cached.
 
-    What is listed here, `cat` and `extract` can bring out, as far as it is cached. A deleted file is found by the path
+    These are all inodes that its kernel has in memory, with the pages of each that are in the page cache. What is
+    listed here, `cat` and `extract` can bring out, as far as it is cached. A deleted file is found by the path
     that it had. Ends with exit code 1 when something was asked for and nothing is there.
     """
     asked = {each.strip().lower() for listed in kinds for each in listed.split(",")}

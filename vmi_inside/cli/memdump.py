@@ -47,11 +47,12 @@ Examples:
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def memdump(target: Target, pid: int, path: Path | None, force: bool, kinds: frozenset[str], quiet: bool) -> None:
-    """One process's memory and its threads' registers as an ELF core, which gdb opens.
+    """Dump a process as an ELF core, which gdb opens.
 
-    The process is not stopped, so memory may change while it is read. Pages in swap, and pages of files that are only
-    on the guest's disk, are left out of the core, and counted on stderr; the exit code is then 11. A file that is there
-    is not written over, and of one that could not be finished nothing is left.
+    It holds the process's memory and its threads' registers. The process is not stopped, so memory may change while
+    it is read. Pages in swap, and pages of files that are only on the guest's disk, are left out of the core, and
+    counted on stderr; the exit code is then 11. A file that is there is not written over, and of one that could not
+    be finished nothing is left.
     """
     path = path or Path(f"core.{pid}")
     outfile.check(path, force)

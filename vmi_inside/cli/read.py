@@ -70,7 +70,7 @@ def read(
     path: Path | None,
     force: bool,
 ) -> None:
-    """Bytes of the kernel's memory, of a process's, or of physical memory.
+    """Bytes at an address of the kernel, a process, or RAM.
 
     ADDRESS is a number (decimal or 0x...) or a symbol of the kernel, with +N or -N behind it; SIZE is in bytes, K, M, G
     are understood. What is not in the guest's memory is named on stderr, and is zeros in raw bytes; the exit code is

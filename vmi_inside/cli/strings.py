@@ -56,10 +56,11 @@ Examples:
 def strings(
     target: Target, scope: Scope, minimum: int, encodings: tuple[str, ...], limit: int | None, form: str
 ) -> None:
-    """Printable strings in the memory of processes, of the kernel, in RAM, or in cached files, with their addresses.
+    """Printable strings in memory, with their addresses.
 
-    Processes' memory unless something else is asked for; a line begins with the process's pid then. A string longer
-    than 4096 characters is given in parts. Ends with exit code 1 when there is none.
+    These are strings in the memory of processes, of the kernel, in RAM, or in cached files. Processes' memory
+    unless something else is asked for; a line begins with the process's pid then. A string longer than 4096
+    characters is given in parts. Ends with exit code 1 when there is none.
     """
     with target.attach(Output()) as guest:
         found = guest.strings(scope.streams(guest), minimum, encodings)

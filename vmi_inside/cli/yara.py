@@ -48,11 +48,12 @@ Examples:
 def yara(
     target: Target, rules: tuple[Path, ...], scope: Scope, timeout: float, limit: int, output: Output
 ) -> None:  # fmt: skip
-    """Where strings of YARA rules stand in the memory of processes, of the kernel, in RAM, or in cached files.
+    """Matches of YARA rules in memory, or in cached files.
 
-    Processes' memory unless something else is asked for. A rule's condition is judged of memory that adjoins, and of
-    at most 16 MiB of it at once. Needs yara-x (pip install 'vmi-inside[yara]'). Ends with exit code 1 when nothing
-    matches, 11 when time ran out.
+    Rules are matched in the memory of processes, of the kernel, in RAM, or in cached files. Processes' memory
+    unless something else is asked for. A rule's condition is judged of memory that adjoins, and of at most 16 MiB
+    of it at once. Needs yara-x (pip install 'vmi-inside[yara]'). Ends with exit code 1 when nothing matches, 11
+    when time ran out.
     """
     from vmi_inside.linux.yara_matches import YaraMatches
     from vmi_inside.scan.yara import Scanner, sources
