@@ -39,8 +39,6 @@ BLIND = {
 #: Each of these has one home.
 HOMES = {
     "libvirt": "domains", "libvirt_qemu": "domains", "duckdb": "sql", "click": "cli", "rich": "cli", "pyarrow": "table",
-    "polars": "table", "volatility3": "bridges", "drgn": "bridges",
-    "libvirt": "domains", "libvirt_qemu": "domains", "click": "cli", "rich": "cli", "pyarrow": "table",
     "polars": "table", "volatility3": "bridges", "drgn": "bridges", "yara_x": "scan",
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -35,8 +35,6 @@ EXITS: Final = (
     Exit(5, "permission denied", (errors.PermissionDenied,)),
     Exit(6, "no kernel found that can be read", (errors.UnknownKernel, errors.ProfileError)),
     Exit(7, "no memory dump or snapshot, or a damaged one", (errors.BadDump, errors.BadSnapshot)),
-    Exit(8, "guest memory could not be read", (errors.MemoryFault,)),
-    Exit(7, "no memory dump, or a damaged one", (errors.BadDump,)),
     Exit(UNREADABLE, "guest memory could not be read", (errors.MemoryFault,)),
     Exit(9, "not possible with this target, or a package is missing", (errors.Unsupported,)),
     Exit(10, "the guest ended or rebooted meanwhile", (errors.GuestGone,)),
