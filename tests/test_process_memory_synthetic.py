@@ -152,6 +152,26 @@ def test_tables_that_lie(guest: CacheGuest, monkeypatch: pytest.MonkeyPatch) -> 
     assert (content.state[1:] == State.UNTOUCHED).all()
 
 
+def test_regions_that_lie(guest: CacheGuest) -> None:
+    init, user = process(guest)
+    user.map(BASE, guest.frame(b"once"))
+    image = guest.new("vm_special_mapping", name=guest.string("[vdso]"))
+    vast = {"vm_ops": guest.special_ops, "vm_private_data": image}
+    first = guest.region(init, BASE, BASE + 4 * P, R)
+    others = [guest.region(init, BASE + (8 + n) * P, BASE + (9 + n) * P, R) for n in range(20)]
+    vdso = guest.region(init, 0x7000_0000_0000, 0x7FFF_0000_0000, R, **vast)
+    memory = finished(guest, init, [first, *others, vdso])
+    for each in others:  # all of them over the first, and over each other
+        guest.put("vm_area_struct", each, vm_start=BASE, vm_end=BASE + 4 * P)
+    regions = memory.regions()
+    assert [(region.start, region.end) for region in regions] == [
+        (BASE, BASE + 4 * P), (0x7000_0000_0000, 0x7FFF_0000_0000),
+    ]  # fmt: skip
+    assert [part.va for part in memory.parts()] == [BASE]
+    assert any("overlap" in note for note in memory.notes)
+    assert memory.content(0x7000_0000_0000, P).state.tolist() == [State.UNREADABLE]
+
+
 def test_processes_without_memory() -> None:
     guest = CacheGuest()
     init, _ = process(guest)
@@ -235,7 +255,7 @@ def _joined(pages: object) -> object:
 def test_a_core_of_very_many_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than fit into ELF's own count: the first section says how many there are."""
     from vmi_inside.linux import core_dump
-    from vmi_inside.linux.process_memory import Region
+    from vmi_inside.linux.regions import Region
 
     region = Region(BASE, BASE + P, "r--p", "", 0, 0, R, State.UNTOUCHED, BASE + P)
     segments = [core_dump._Segment(region, BASE, BASE + P, False)] * 70000

@@ -17,8 +17,10 @@ import numpy as np
 
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import core_notes, vmas
+from vmi_inside.linux.backing import Held
 from vmi_inside.linux.content import State
-from vmi_inside.linux.process_memory import Held, ProcessMemory, Region
+from vmi_inside.linux.process_memory import ProcessMemory
+from vmi_inside.linux.regions import Region
 from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, align_up
 
 #: Kinds of regions that can be asked for.

@@ -15,7 +15,8 @@ import numpy as np
 
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import mm
-from vmi_inside.linux.process_memory import ProcessMemory, Region
+from vmi_inside.linux.process_memory import ProcessMemory
+from vmi_inside.linux.regions import Region
 from vmi_inside.linux.tasks import PIDTYPE_PID
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.linux.user_registers import COUNT, user_registers

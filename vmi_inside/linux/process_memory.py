@@ -1,7 +1,7 @@
 """One process's memory: its regions, and what stands in them.
 
-Joins `memory_map`'s regions, `user_pages`' page tables and the page cache: a page of a file that the process never
-touched is read from there. What is in swap or on the guest's disk alone cannot be read, and is told apart.
+Joins `regions`, `user_pages`' page tables and what is behind them (`backing`): a page of a file that the process never
+touched is read from the page cache. What is in swap or on the guest's disk alone cannot be read, and is told apart.
 """
 
 from __future__ import annotations
@@ -16,58 +16,20 @@ import numpy as np
 
 from vmi_inside.errors import MemoryFault, NoProcess, NoSymbol, NotInMemory, PageFault
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import user_pages, vmas
+from vmi_inside.linux import user_pages
+from vmi_inside.linux.backing import Backing, Held
 from vmi_inside.linux.content import READABLE, WHY, Content, State, check_size
-from vmi_inside.linux.memory_map import MemoryMap, process_memory_map
 from vmi_inside.linux.names import task_names
-from vmi_inside.linux.page_cache import Cached, cached_pages, in_memory
+from vmi_inside.linux.regions import USER_END, Region, regions_of
 from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_TGID
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.linux.user_pages import UserPages, runs
-from vmi_inside.types import I64, MASK64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask, align_down, align_up
+from vmi_inside.types import MASK64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask, align_down, align_up
 
 #: Bytes that are read at once, unless said otherwise.
 CHUNK: Final = 4 << 20
-#: User addresses end here at the latest (5-level paging).
-_USER_END: Final = 1 << 56
 #: Up to this many bytes are read one page after the other.
 _FEW: Final = 2 * PAGE_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A region of a process's memory, from `start` up to `end`.
-
-    `rest` is what pages are that stand nowhere; those from `limit` on, behind the end of their file, are `MISSING`.
-    """
-
-    start: int
-    end: int
-    permissions: str
-    path: str
-    offset: int
-    file: int
-    flags: int
-    rest: State
-    limit: int
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.end - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Pages of a region that stand somewhere, ascending: `va` (m,), `pa` (m,) or 0, `state` (m,) of `State`."""
-
-    va: U64
-    pa: U64
-    state: U8
-
-    def where(self, which: Mask | slice) -> Held:
-        """Some of them."""
-        return Held(self.va[which], self.pa[which], self.state[which])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +54,9 @@ class ProcessMemory:
         self.pid = pid
         self._task, self.name = _task(kernel, pid)
         self.mm, self.root = self._memory()
-        #: Where the last reading of the regions' pages was cut, in words.
+        #: Where the last reading of the regions and their pages was cut, in words.
         self.notes: tuple[str, ...] = ()
+        self._region_notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<ProcessMemory of {self.pid} {self.name}>"
@@ -106,8 +69,8 @@ class ProcessMemory:
     def regions(self) -> tuple[Region, ...]:
         """The regions, ascending, without the kernel's own [vsyscall]. Raises `NoProcess` when the process ended."""
         self.mm, self.root = self._memory()
-        found = process_memory_map(self.kernel, pids=frozenset({self.pid}))
-        return self._regions(found.where(np.asarray(found.start < np.uint64(_USER_END)) & (found.end > found.start)))
+        found, self._region_notes = regions_of(self.kernel, self.pid)
+        return found
 
     def read(self, va: int, size: int) -> bytes:
         """`size` bytes at `va`. Raises `PageFault` where no region is, `NotInMemory` where one is, but no memory."""
@@ -154,7 +117,7 @@ class ProcessMemory:
                 yield from self.parts_of(held, size=size)
 
     def held(
-        self, regions: Iterable[Region] | None = None, *, between: tuple[int, int] = (0, _USER_END)
+        self, regions: Iterable[Region] | None = None, *, between: tuple[int, int] = (0, USER_END)
     ) -> Iterator[tuple[Region, Iterator[Held]]]:
         """Each region, and where its pages stand, as far as they lie `between`; pages that stand nowhere are left out.
 
@@ -169,11 +132,13 @@ class ProcessMemory:
         end = np.array([min(region.end, high) for region in chosen], dtype=np.uint64)
         with self.kernel.operation():
             tables = UserPages(self.kernel.space.with_root(self.root), start, end)
-            files, which = self._files(chosen)
+            backing = Backing(self.kernel, self.mm, chosen)
         cut = (f"page tables: cut after {user_pages.TABLE_LIMIT} of them",) if tables.cut else ()
-        self.notes = (*cut, *files.faults)
-        for row, region in enumerate(chosen):
-            yield region, self._pages(region, tables, files, which[row], max(region.start, low), min(region.end, high))
+        self.notes = (*self._region_notes, *cut, *backing.faults)
+        for number, region in enumerate(chosen):
+            here, there = max(region.start, low), min(region.end, high)
+            zeros = self._zero_page if region.rest == State.UNTOUCHED else None
+            yield region, self._pages(tables, backing.pages(number, here, there), here, there, zeros)
 
     def parts_of(self, held: Held, *, size: int = CHUNK) -> Iterator[Part]:
         """The bytes of these pages, as far as they are in memory."""
@@ -193,79 +158,18 @@ class ProcessMemory:
         except (NoSymbol, MemoryFault):
             return None
 
-    def _pages(
-        self, region: Region, tables: UserPages, files: Cached, file: int, start: int, end: int
-    ) -> Iterator[Held]:
-        if region.path == "[vdso]":
-            cached = self._image(region, start, end)
-        else:
-            cached = self._cached(region, files, file, start, end)
-        zeros = self._zero_page if region.rest == State.UNTOUCHED else None
+    def _pages(self, tables: UserPages, behind: Held, start: int, end: int, zeros: U64 | None) -> Iterator[Held]:
+        """The pages of a region: those of the page tables, and what stands `behind` the others."""
         for found in tables.leaves(start, end):
             leaves = found if zeros is None else found.where(found.pa != zeros)
             if not len(leaves.va):
                 continue
             state = np.where(leaves.state == user_pages.PRESENT, State.PRESENT, State.SWAPPED).astype(np.uint8)
-            mapped = Held(leaves.va, leaves.pa, state)
-            last = np.searchsorted(cached.va, leaves.va[-1], "right")
-            before, cached = cached.where(slice(0, int(last))), cached.where(slice(int(last), None))
-            yield _merged(mapped, before)
-        if len(cached.va):
-            yield cached
-
-    def _cached(self, region: Region, files: Cached, file: int, start: int, end: int) -> Held:
-        """What the page cache has of a region."""
-        rows = files.of(file) if file >= 0 else slice(0, 0)
-        index, pa, swapped = files.index[rows], files.pa[rows], files.swapped[rows]
-        first = (start - region.start + region.offset) >> PAGE_SHIFT
-        inside = (index >= first) & (index < first + ((end - start) >> PAGE_SHIFT))
-        # What was evicted from a cache is missing like all else that is not in it.
-        inside &= (pa != 0) | (swapped & (region.rest == State.UNTOUCHED))
-        va = np.uint64(start) + ((index[inside] - first).astype(np.uint64) << np.uint64(PAGE_SHIFT))
-        state = np.where(pa[inside] != 0, State.CACHED, State.SWAPPED).astype(np.uint8)
-        return Held(va, pa[inside], state)
-
-    def _image(self, region: Region, start: int, end: int) -> Held:
-        """The pages of the kernel that [vdso] shows, touched or not (arch/x86/entry/vdso/vma.c)."""
-        ctype = self.kernel.struct("mm_struct")
-        va = np.arange(start, end, PAGE_SIZE, dtype=np.uint64)
-        if not ctype.has("context.vdso_image"):
-            return Held(va[:0], va[:0], np.zeros(0, dtype=np.uint8))
-        image = self.kernel.structs(ctype, [self.mm]).follow("context.vdso_image").fetch("data", "size")
-        va = va[va - np.uint64(region.start) < image.unsigned("size")[0]]
-        pa, ok = self.kernel.space.translate(image.pointer("data")[0] + (va - np.uint64(region.start)))
-        return Held(va[ok], pa[ok], np.full(int(ok.sum()), State.CACHED, dtype=np.uint8))
-
-    def _files(self, regions: tuple[Region, ...]) -> tuple[Cached, I64]:
-        """The page cache of the regions' files, and the row of each region's file in it, -1 without."""
-        file = np.array([region.file for region in regions], dtype=np.uint64)
-        unique, back = np.unique(file, return_inverse=True)
-        mapping = self.kernel.structs("file", unique).pointer("f_mapping")
-        rows, again = np.unique(mapping, return_inverse=True)
-        row = again[back].astype(np.int64)
-        return cached_pages(self.kernel, rows), np.where(mapping[back] == 0, -1, row)
-
-    def _regions(self, table: MemoryMap) -> tuple[Region, ...]:
-        areas = self.kernel.structs("vm_area_struct", table.address).fetch("vm_file")
-        file = areas.pointer("vm_file")
-        files = self.kernel.structs("file", file).fetch("f_inode")
-        inodes = files.follow("f_inode").fetch("i_sb", "i_size")
-        held = in_memory(self.kernel, inodes) if file.any() else np.zeros(len(file), dtype=np.bool_)
-        device = table.flags & np.uint64(vmas.VM_PFNMAP | vmas.VM_IO) != 0
-        special = (file == 0) & np.array([path in _SPECIAL for path in table.path.tolist()], dtype=np.bool_)
-        rest = np.where((file == 0) | held, State.UNTOUCHED, State.MISSING)
-        rest = np.where(device | special, State.UNREADABLE, rest)
-        columns = (
-            table.start, table.end, table.permissions, table.path, table.offset, file, table.flags, rest,
-            inodes.number("i_size"),
-        )  # fmt: skip
-        out = []
-        for start, end, permissions, path, offset, mapped, flags, left, length in zip(
-            *(column.tolist() for column in columns), strict=True
-        ):
-            limit = align_up(max(start + length - offset, start), PAGE_SIZE) if mapped else end
-            out.append(Region(start, end, permissions, path, offset, mapped, flags, State(left), min(limit, end)))
-        return tuple(out)
+            last = int(np.searchsorted(behind.va, leaves.va[-1], "right"))
+            yield Held(leaves.va, leaves.pa, state).merged(behind.where(slice(0, last)))
+            behind = behind.where(slice(last, None))
+        if len(behind.va):
+            yield behind
 
     def _memory(self) -> tuple[int, int]:
         """Addresses of the mm_struct and, physical, of the page tables, as they are now."""
@@ -283,10 +187,6 @@ class ProcessMemory:
             raise NoProcess(f"process {self.pid} ({self.name}): its page tables cannot be found ({fault})") from fault
 
 
-#: What the kernel maps of itself: pages that nobody touched are not zeros.
-_SPECIAL: Final = frozenset(("[vdso]", "[vvar]", "[vvar_vclock]", "[uprobes]"))
-
-
 def _task(kernel: Kernel, pid: int) -> tuple[int, str]:
     """The task_struct of a process, and its name."""
     with kernel.operation():
@@ -296,15 +196,3 @@ def _task(kernel: Kernel, pid: int) -> tuple[int, str]:
             raise NoProcess(f"there is no process {pid}; `ps` lists them (a thread's memory is its process's)")
         task = tasks.select(rows[:1]).fetch("comm", "flags")
         return int(task.address[0]), task_names(kernel, task)[0]
-
-
-def _merged(mapped: Held, cached: Held) -> Held:
-    """Both by address; where both have a page, the page tables' counts."""
-    extra = cached.where(~np.isin(cached.va, mapped.va, assume_unique=True))
-    if not len(extra.va):
-        return mapped
-    va = np.concatenate((mapped.va, extra.va))
-    order = np.argsort(va, kind="stable")
-    return Held(
-        va[order], np.concatenate((mapped.pa, extra.pa))[order], np.concatenate((mapped.state, extra.state))[order]
-    )  # fmt: skip

@@ -13,10 +13,11 @@ import numpy as np
 
 from vmi_inside.errors import NoProcess, NoSymbol
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.backing import Held
 from vmi_inside.linux.cached_files import cached_files
 from vmi_inside.linux.file_content import FileContent, contents
 from vmi_inside.linux.pages import Pages
-from vmi_inside.linux.process_memory import Held, ProcessMemory
+from vmi_inside.linux.process_memory import ProcessMemory
 from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_TGID
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.linux.user_pages import PRESENT, UserPages, runs
