@@ -10,7 +10,7 @@ from tests.synthetic.guest import NOWHERE
 from vmi_inside.errors import NoFile
 from vmi_inside.linux.cached_files import cached_files
 from vmi_inside.linux.file_content import contents
-from vmi_inside.linux.find_file import file_content, resolved
+from vmi_inside.linux.find_file import file_content, listed, resolved
 
 P = 4096
 
@@ -47,6 +47,30 @@ def test_files_with_all_their_names(guest: CacheGuest) -> None:
     assert few.columns == ("path", "size", "fault")
     with pytest.raises(AttributeError):
         cached_files(guest.kernel, ["nonsense"])
+
+
+def test_file_systems_that_are_mounted_nowhere(guest: CacheGuest) -> None:
+    inode = guest.on_disk("tracefs", 11, 0)
+    dentry = guest.dentry(guest.space.read_u64(guest.system("tracefs")[1]), "set_event")
+    guest.put("dentry", dentry, d_inode=inode, d_sb=guest.system("tracefs")[0])
+    guest.chain(inode + guest.offset("inode", "i_dentry"), [dentry + guest.offset("dentry", "d_u.d_alias")])
+    guest.link()
+    guest.put("mount", guest.system("tracefs")[1] - guest.offset("mount", "mnt"), mnt_ns=(1 << 64) - 22)
+    guest.finish()
+    (row,) = cached_files(guest.kernel)
+    assert (row.path, row.mount, row.mount_namespace) == ("tracefs:/set_event", "", 0)
+    assert len(listed(cached_files(guest.kernel), "/")) == 0
+
+
+def test_folders(guest: CacheGuest) -> None:
+    for number, name in enumerate(("a", "b", "link")):
+        guest.on_disk("ext4", number, 1, 0o120777 if name == "link" else 0o100644, (name,), i_link=guest.string("a"))
+    guest.link()
+    guest.finish()
+    table = cached_files(guest.kernel)
+    assert sorted(listed(table, "/").path.tolist()) == ["/a", "/b", "/link"]
+    assert listed(table, "/link").path.tolist() == ["/a"]
+    assert len(listed(table, "/a/b")) == 0
 
 
 def test_dirty_pages_are_those_with_the_mark(guest: CacheGuest) -> None:

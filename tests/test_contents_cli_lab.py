@@ -149,6 +149,14 @@ def test_files_cat_and_extract(run: Run, lab_guest: LabGuest, tmp_path: Path, ho
     }
     assert b"link -> random" in run("files", "--path", f"{FOLDER}/*").stdout
     assert run("files", "--path", "/no/such/file").returncode == 1
+    for folder in ("/", FOLDER, "/tmp", "/bin"):
+        listed = rows(run("ls", folder, "--format", "jsonl", "-o", "path,deleted,type"))
+        names = {row["path"].rpartition("/")[2] for row in listed if not row["deleted"]}
+        inside = set(filter(None, lab_guest.ask(f"ls -A '{folder}'").split("\n")))
+        assert names == inside, "in memory alone, all of it"
+        assert len(listed) == len({row["path"] for row in listed})
+    assert [row["path"] for row in rows(run("ls", "/bin/sh", "--format", "jsonl", "-o", "path"))] == ["/bin/busybox"]
+    assert run("ls", "/no/such").returncode == 1
     told = lab_guest.ask(f"sha256sum '{FOLDER}/random'").split()[0]
     assert hashlib.sha256(run("cat", f"{FOLDER}/link").stdout).hexdigest() == told
     path = tmp_path / "random"

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "snapshot": "vmi_inside.cli.snapshot:snapshot",
     "diff": "vmi_inside.cli.diff:diff",
     "files": "vmi_inside.cli.files:files",
+    "ls": "vmi_inside.cli.ls:ls",
     "cat": "vmi_inside.cli.cat:cat",
     "extract": "vmi_inside.cli.extract:extract",
     "memdump": "vmi_inside.cli.memdump:memdump",
@@ -49,7 +50,7 @@ SECTIONS: Final = {
         "lsmod", "dmesg", "mounts", "block", "iomem", "keys", "timers", "bpf", "kprobes", "ftrace", "tracepoints",
         "meminfo", "slabinfo",
     ),
-    "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
+    "Contents": ("files", "ls", "cat", "extract", "memdump", "read", "strings", "yara"),
     "More": (),
 }  # fmt: skip
 

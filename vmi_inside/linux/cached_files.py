@@ -33,7 +33,9 @@ class CachedFiles(Table):
 
     inode: I64
     device: Text  # of the file system, major:minor
-    path: Text  # empty where no name is known; of a deleted file that it had, with " (deleted)"
+    path: (
+        Text  # empty where none is known; a deleted file's with " (deleted)"; `tracefs:/x` where it is mounted nowhere
+    )
     mount: Text  # where the file system is mounted; empty where the kernel alone uses it
     filesystem: Text  # its type: ext4, tmpfs ...
     type: Text  # reg dir lnk chr blk fifo sock, memfd ...
@@ -74,7 +76,11 @@ class _Files:
     def path(self) -> Text:
         """Paths."""
         self.faults.mark(~self.opened.path_whole & (self.found.dentry != 0), "path incomplete")
-        return self.opened.path
+        out: Text = self.opened.path.copy()
+        nowhere = (self._spaces.address == 0)[self.found.owner] & (self.found.dentry != 0) & ~self.opened.pseudo
+        rows = np.flatnonzero(nowhere)
+        out[rows] = [f"{kind}:{path}" for kind, path in zip(self.filesystem()[rows], out[rows], strict=True)]
+        return out
 
     def mount(self) -> Text:
         """Where each file system is mounted; empty for those that are in no namespace."""

@@ -57,6 +57,26 @@ def find_file(table: CachedFiles, path: str, device: str | None = None, inode: i
     return int(regular.address[0])
 
 
+def listed(table: CachedFiles, path: str) -> CachedFiles:
+    """What lies in the folder at that path, as far as it is in memory; of another file, that alone. May be empty.
+
+    `table` needs the columns path, type, target and mount. Where something is mounted, that is shown, and not the
+    folder below it.
+    """
+    links = table.where(table.type == "lnk")
+    whole = resolved(path, dict(zip(links.path.tolist(), links.target.tolist(), strict=True)))
+    start = whole.rstrip("/") + "/"
+    inside = [
+        each.startswith(start) and "/" not in each[len(start) :] and each != start for each in table.path.tolist()
+    ]
+    found = table.where(np.array(inside, dtype=np.bool_))
+    if not len(found):
+        return table.where((table.path == whole) & (table.type != "dir"))
+    top = {row.path for row in found if row.mount == row.path}
+    hidden = [row.path in top and row.mount != row.path for row in found]
+    return found.where(~np.array(hidden, dtype=np.bool_))
+
+
 def resolved(path: str, links: Mapping[str, str]) -> str:
     """The path that is left when all links, of which `links` says where they lead, are followed."""
     todo = [each for each in reversed(path.split("/")) if each not in ("", ".")]
