@@ -95,22 +95,30 @@ class Guest(Tables):
     def content(self, address: int, size: int, *, pid: int | None = None, physical: bool = False) -> Content:
         """`size` bytes at an address of the kernel, of the process `pid`, or of guest-physical memory.
 
-        What is not in memory is zeros, and told apart. Raises `NoProcess`.
+        What is not in memory is zeros, and told apart. Raises `NoProcess`, `GuestGone`, and ValueError for more than
+        1 GiB.
         """
         from vmi_inside.linux import content
 
         if pid is not None:
-            return self.process_memory(pid).content(address, size)
-        return (content.physical_content if physical else content.kernel_content)(self.kernel, address, size)
+            found = self.process_memory(pid).content(address, size)
+        else:
+            found = (content.physical_content if physical else content.kernel_content)(self.kernel, address, size)
+        if self._live:
+            self._check(not found.whole)
+        return found
 
     def file_content(self, path: str, *, device: str | None = None, inode: int | None = None) -> FileContent:
-        """What the page cache has of the file at that path, found as in the guest. Raises `NoFile`.
+        """What the page cache has of the file at that path, found as in the guest. Raises `NoFile`, `GuestGone`.
 
         Where several files have had the same path, `device` (major:minor) and `inode` choose.
         """
         from vmi_inside.linux.find_file import file_content
 
-        return file_content(self.kernel, path, device=device, inode=inode)
+        found = file_content(self.kernel, path, device=device, inode=inode)
+        if self._live:
+            self._check(bool(found.fault))
+        return found
 
     def streams(
         self, pids: Iterable[int] | None = None, *, kernel: bool = False, physical: bool = False, files: bool = False

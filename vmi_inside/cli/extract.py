@@ -95,8 +95,10 @@ def _chosen(guest: Guest, patterns: tuple[str, ...]) -> tuple[CachedFiles, int]:
     table = guest.cached_files(["path", "type", "mtime", "bare", "address"])
     plain = [each.rstrip("/") or "/" for each in patterns]
     below = [f"{each.rstrip('/')}/*" for each in plain]
-    fits = like((*plain, *(f"{each} (deleted)" for each in plain), *below))
-    named = np.array([bool(path) and fits(path) for path in table.path.tolist()], dtype=np.bool_) & ~table.bare
+    deleted = [f"{each} (deleted)" for each in plain]
+    exact, fits = frozenset((*plain, *deleted)), like((*plain, *deleted, *below))
+    named = np.array([path in exact or (path != "" and fits(path)) for path in table.path.tolist()], dtype=np.bool_)
+    named &= ~table.bare
     regular = np.isin(table.type, ("reg", "memfd"))
     others = named & ~regular & ~np.isin(table.type, ("dir",))
     return table.where(named & regular), int(others.sum())

@@ -74,7 +74,7 @@ def of_kernel(kernel: Kernel) -> Iterator[Stream]:
     except NoSymbol:
         start.insert(0, pages.direct + (1 << (kernel.space.paging.canonical - 3)))
     end = [max(pages.base, start[0]), _TOP]
-    tables = UserPages(kernel.space, np.array(start, dtype=np.uint64), np.array(end, dtype=np.uint64))
+    tables = UserPages(kernel.space, np.array(start, dtype=np.uint64), np.array(end, dtype=np.uint64), user=False)
     for low, high, path in zip(start, end, ("vmalloc", "image"), strict=True):
         yield Stream("kernel", 0, "kernel", path, _kernel_pieces(kernel, tables, low, high))
 

@@ -60,11 +60,13 @@ class _Units:
 class UserPages:
     """The page tables under one root, as far as they map any of the ranges from `start` (n,) to `end` (n,), ascending.
 
-    They are looked through once, when this is made. `cut` says that there were more tables than are believed.
+    They are looked through once, when this is made. `cut` says that there were more tables than are believed. The
+    kernel's own half is read so, too, if it is said to be no `user`'s: there, what is not present is nothing.
     """
 
-    def __init__(self, space: AddressSpace, start: U64, end: U64) -> None:
+    def __init__(self, space: AddressSpace, start: U64, end: U64, *, user: bool = True) -> None:
         self.space = space
+        self._user = user
         self._start, self._end = start, end
         self.cut = False
         self._units = self._find()
@@ -169,7 +171,7 @@ class UserPages:
         """Physical addresses (n,) and states (n,) of what entries, none of them 0, say."""
         paging = self.space.paging
         seen = entry & np.uint64(paging.present) != _ZERO
-        hidden = ~seen & (entry & _PROTNONE != _ZERO)
+        hidden = ~seen & (entry & _PROTNONE != _ZERO) & self._user
         # The address of what is not present is kept upside down, so that a processor's guess leads nowhere (L1TF).
         address = np.uint64(paging.address & -(1 << paging.shift(level)))
         pa = np.where(hidden, ~entry, entry) & address
