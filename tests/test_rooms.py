@@ -15,12 +15,14 @@ ROOT = Path(vmi_inside.__file__).parent
 #: Floors from the ground up; rooms of one floor do not know each other, but for what `BESIDE` says.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
-    ("memory", "arch"),
+    ("memory", "arch", "scan"),
     ("drivers", "space"),
     ("profile",),
     ("structs", "ragged", "walk", "maple", "rbtree", "table", "kernel"),
     ("linux", "windows"),
     ("control",),
+    ("structs", "ragged", "walk", "maple", "xarray", "table", "kernel"),
+    ("linux", "windows", "control"),
     ("tables",),
     ("domains", "snapshot"),
     ("guest", "saved", "diff"),
@@ -40,7 +42,7 @@ BLIND = {
 #: Each of these has one home.
 HOMES = {
     "libvirt": "domains", "libvirt_qemu": "domains", "duckdb": "sql", "click": "cli", "rich": "cli", "pyarrow": "table",
-    "polars": "table", "volatility3": "bridges", "drgn": "bridges",
+    "polars": "table", "volatility3": "bridges", "drgn": "bridges", "yara_x": "scan",
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -2,7 +2,8 @@
 
     VmiError
     ├── AttachError ── NoSuchDomain, NotRunning, PermissionDenied, UnknownKernel, BadDump, GuestGone
-    ├── MemoryFault ── PageFault(va, level, entry), NoMemory(pa)
+    ├── MemoryFault ── PageFault(va, level, entry), NoMemory(pa), NotInMemory(va, why)
+    ├── NoProcess, NoFile
     ├── ProfileError ── NoSymbol, NoMember, WrongProfile
     ├── BadQuery, BadSnapshot
     ├── ControlError ── Conflict, NotUndoable, Busy, Unsafe
@@ -70,6 +71,26 @@ class NoMemory(MemoryFault):
         super().__init__(f"no readable guest memory at physical address {pa:#x} ({size} bytes)")
         self.pa = pa
         self.size = size
+
+
+class NotInMemory(MemoryFault):
+    """A page that its process has, but that is not in memory: swapped out, or never read from its file.
+
+    `why` says which, in words.
+    """
+
+    def __init__(self, va: int, why: str) -> None:
+        super().__init__(f"virtual address {va:#x} is not in the guest's memory: {why}")
+        self.va = va
+        self.why = why
+
+
+class NoProcess(VmiError):
+    """No process of that number runs in the guest, or it has no memory of its own."""
+
+
+class NoFile(VmiError):
+    """No file of that path is in the guest's memory."""
 
 
 class ProfileError(VmiError):

@@ -35,7 +35,14 @@ from vmi_inside.types import I64, Mask
 
 if TYPE_CHECKING:
     from vmi_inside.linux.integrity import Findings
+    from vmi_inside.linux.content import Content
+    from vmi_inside.linux.file_content import FileContent
+    from vmi_inside.linux.process_contents import ProcessContents
+    from vmi_inside.linux.streams import Stream
     from vmi_inside.linux.system import SystemInfo
+    from vmi_inside.linux.yara_matches import YaraMatches
+    from vmi_inside.scan.strings import String
+    from vmi_inside.scan.yara import Scanner
     from vmi_inside.snapshot import Snapshot
 
 #: Seconds for which a kernel that was found is believed to be the one that runs, without and with signs of another.
@@ -111,6 +118,72 @@ class Guest(Tables, GateControls):
         from vmi_inside.linux.integrity import check
 
         return self._checked(check(self.kernel, only, skip, severity=severity, image=image, live=self._live))
+
+    def process_contents(self, pid: int) -> ProcessContents:
+        """The memory of one process: its regions and what they hold. Raises `NoProcess`."""
+        from vmi_inside.linux.process_contents import ProcessContents
+
+        return ProcessContents(self.kernel, pid)
+
+    def content(self, address: int, size: int, *, pid: int | None = None, physical: bool = False) -> Content:
+        """`size` bytes at an address of the kernel, of the process `pid`, or of guest-physical memory.
+
+        What is not in memory is zeros, and told apart. Raises `NoProcess`, `GuestGone`, and ValueError for more than
+        1 GiB.
+        """
+        from vmi_inside.linux import content
+
+        if pid is not None:
+            found = self.process_contents(pid).content(address, size)
+        else:
+            found = (content.physical_content if physical else content.kernel_content)(self.kernel, address, size)
+        if self._live:
+            self._check(not found.whole)
+        return found
+
+    def file_content(self, path: str, *, device: str | None = None, inode: int | None = None) -> FileContent:
+        """What the page cache has of the file at that path, found as in the guest. Raises `NoFile`, `GuestGone`.
+
+        Where several files have had the same path, `device` (major:minor) and `inode` choose.
+        """
+        from vmi_inside.linux.find_file import file_content
+
+        found = file_content(self.kernel, path, device=device, inode=inode)
+        if self._live:
+            self._check(bool(found.fault))
+        return found
+
+    def streams(
+        self, pids: Iterable[int] | None = None, *, kernel: bool = False, physical: bool = False, files: bool = False
+    ) -> Iterator[Stream]:
+        """What stands in the guest's memory, to be looked through: of all processes, unless something else is asked.
+
+        Raises `NoProcess` for one of `pids` that is not there.
+        """
+        from vmi_inside.linux import streams
+
+        if kernel:
+            return streams.of_kernel(self.kernel)
+        if physical:
+            return streams.of_physical(self.kernel)
+        if files:
+            return streams.of_files(self.kernel)
+        return streams.of_processes(self.kernel, pids)
+
+    def strings(
+        self, streams: Iterable[Stream], minimum: int = 4, encodings: Iterable[str] = ("ascii", "utf16")
+    ) -> Iterator[tuple[Stream, String]]:
+        """Printable strings of at least `minimum` characters in what `streams` gave, each with its stream."""
+        from vmi_inside.scan.strings import strings
+
+        listed = tuple(encodings)
+        return ((stream, each) for stream in streams for each in strings(stream.pieces, minimum, listed))
+
+    def yara(self, rules: Scanner, streams: Iterable[Stream], **options: Any) -> YaraMatches:
+        """Where strings of YARA rules stand in what `streams` gave; `options` are those of `yara_matches`."""
+        from vmi_inside.linux.yara_matches import yara_matches
+
+        return yara_matches(streams, rules, **options)
 
     def read(self, reading: Reading[T], columns: Iterable[str] | None = None, **options: Any) -> T:
         """Read one table, of `tables.TABLES`; the tables' own methods come here. Raises `GuestGone`."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.kprobes import Kprobes
     from vmi_inside.linux.limits import ProcessLimits
     from vmi_inside.linux.memory_info import MemoryInfo
+    from vmi_inside.linux.cached_files import CachedFiles
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.mounts import Mounts
@@ -245,4 +246,6 @@ class Tables:
     perf_events: Reading[PerfEvents] = Reading("linux.perf_events:perf_events", "Perf events that processes opened.")
     vm_counters: Reading[VmCounters] = Reading(
         "linux.vm_counters:vm_counters", "Counters of memory, and of what was done with it."
+    cached_files: Reading[CachedFiles] = Reading(
+        "linux.cached_files:cached_files", "Files that the kernel has in memory, and how much of each."
     )

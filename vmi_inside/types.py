@@ -14,6 +14,7 @@ U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
+F64 = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 PAGE_SHIFT: Final = 12

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmi_inside.errors import MemoryFault
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import U64, Mask
+from vmi_inside.types import PAGE_MASK, PAGE_SIZE, U64, Mask
 
 #: Nodes that one walk visits at the most.
 NODE_LIMIT = 1 << 20
@@ -114,6 +114,51 @@ def serial(
     except MemoryFault as error:
         faults = (f"{what}: {error}",)
     return Walk(np.array(nodes, dtype=np.uint64), np.zeros(len(nodes), dtype=np.int64), faults)
+
+
+def dense(space: AddressSpace, heads: U64, next_offset: int = 0, *, what: str = "list") -> Walk:
+    """Walk `n` long circular lists, whose nodes lie close together as those of one kind of object do.
+
+    `heads` (n,) are not among the nodes given. As `serial`, but memory is read page by page, and no page twice: of
+    objects of 600 bytes that is one reading for six of them, and what was read is of one moment.
+    """
+    pages: dict[int, bytes | None] = {}
+
+    def following(node: int) -> int | None:
+        at = node + next_offset
+        page = at & ~PAGE_MASK
+        if page not in pages:
+            try:
+                raw = space.memory.read(space.translate_one(page), PAGE_SIZE)
+            except MemoryFault:
+                raw = None
+            pages[page] = None if raw is None else bytes(raw)
+        held, inside = pages[page], at & PAGE_MASK
+        return None if held is None or inside & 7 else int.from_bytes(held[inside : inside + 8], "little")
+
+    nodes: list[int] = []
+    owner: list[int] = []
+    faults: dict[str, None] = {}
+    seen = set(heads.tolist())
+    for row, head in enumerate(heads.tolist()):
+        node = following(head) if head else head
+        while node != head:
+            if not node:
+                faults[f"{what}: a node could not be read" if node is None else f"{what}: ends in NULL"] = None
+                break
+            if node in seen:
+                faults[f"{what}: runs in a circle or into another"] = None
+                break
+            if len(nodes) >= NODE_LIMIT:
+                faults[f"{what}: cut after {NODE_LIMIT} nodes"] = None
+                break
+            seen.add(node)
+            after = following(node)
+            if after is not None:
+                nodes.append(node)
+                owner.append(row)
+            node = after
+    return Walk(np.array(nodes, dtype=np.uint64), np.array(owner, dtype=np.int64), tuple(faults))
 
 
 def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray") -> Walk:

@@ -59,6 +59,14 @@ COMMANDS: Final = {
     "buddyinfo": "vmi_inside.cli.buddyinfo:buddyinfo",
     "vmstat": "vmi_inside.cli.vmstat:vmstat",
     "swaps": "vmi_inside.cli.swaps:swaps",
+    "files": "vmi_inside.cli.files:files",
+    "ls": "vmi_inside.cli.ls:ls",
+    "cat": "vmi_inside.cli.cat:cat",
+    "extract": "vmi_inside.cli.extract:extract",
+    "memdump": "vmi_inside.cli.memdump:memdump",
+    "read": "vmi_inside.cli.read:read",
+    "strings": "vmi_inside.cli.strings:strings",
+    "yara": "vmi_inside.cli.yara:yara",
     "profile": "vmi_inside.cli.profile:profile",
     "pause": "vmi_inside.cli.pause:pause",
     "resume": "vmi_inside.cli.resume:resume",
@@ -89,6 +97,7 @@ SECTIONS: Final = {
     ),
     "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
     "Control": ("pause", "resume", "regs", "write", "kill", "stop", "cont", "nice", "journal", "undo"),
+    "Contents": ("files", "ls", "cat", "extract", "memdump", "read", "strings", "yara"),
     "More": (),
 }  # fmt: skip
 

@@ -23,6 +23,8 @@ class Exit:
 
 NOTHING: Final = 1
 FOUND: Final = 11
+UNREADABLE: Final = 8
+PARTIAL: Final = 11
 INTERRUPTED: Final = 130
 
 EXITS: Final = (
@@ -34,7 +36,7 @@ EXITS: Final = (
     Exit(5, "permission denied", (errors.PermissionDenied,)),
     Exit(6, "no kernel found that can be read", (errors.UnknownKernel, errors.ProfileError)),
     Exit(7, "no memory dump or snapshot, or a damaged one", (errors.BadDump, errors.BadSnapshot)),
-    Exit(8, "guest memory could not be read", (errors.MemoryFault,)),
+    Exit(UNREADABLE, "guest memory could not be read", (errors.MemoryFault,)),
     Exit(9, "not possible with this target, or a package is missing", (errors.Unsupported,)),
     Exit(10, "the guest ended or rebooted meanwhile", (errors.GuestGone,)),
     Exit(FOUND, "the check found something"),
@@ -43,6 +45,7 @@ EXITS: Final = (
     Exit(13, "cannot be undone", (errors.NotUndoable,)),
     Exit(14, "another controller or debugger has the guest in hand", (errors.Busy,)),
     Exit(15, "refused as unsafe", (errors.Unsafe,)),
+    Exit(PARTIAL, "done in part: some of it is not in the guest's memory, or time ran out"),
     Exit(INTERRUPTED, "interrupted (Ctrl-C)"),
 )
 

@@ -57,6 +57,7 @@ _MASKS: Final = (
 _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
     **dict.fromkeys(("resident_size", "total_size", "memory"), size),
     **dict.fromkeys(("start_time", "boot_time", "load_time", "clock", "time"), moment),
+    **dict.fromkeys(("start_time", "boot_time", "clock", "mtime"), moment),
     **dict.fromkeys(("user_time", "system_time"), duration),
     **dict.fromkeys(
         ("address", "kaslr_offset", "pointer", "jited_address", "data_address", "probed", "trampoline", "value"),

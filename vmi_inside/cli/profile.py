@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import click
 
 from vmi_inside import __version__
 from vmi_inside.cli.messages import say
 from vmi_inside.cli.options import Target, target_options
+from vmi_inside.cli.outfile import replacing
 from vmi_inside.cli.output import Output
 
 
@@ -75,27 +73,8 @@ def export(target: Target, kind: str, path: Path | None, force: bool) -> None:
         sys.stdout.buffer.write(raw + b"\n")
         return
     try:
-        with _replacing(path) as file:
+        with replacing(path) as file:
             file.write(_PACKERS.get(path.suffix, bytes)(raw))
     except OSError as error:
         raise click.FileError(str(path), error.strerror) from None
     say(f"{target.name}: {len(table['user_types'])} types and {len(table['symbols'])} symbols written to {path}")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, which takes its name when all of it is on disk."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
+from typing import IO
 
 import click
 
@@ -19,13 +21,20 @@ _LINES = 2000  # at a time: few system calls, little memory
 def emit(lines: Iterable[str], encoding: str | None = None) -> None:
     """Write lines, which bring their own line ends, to stdout, and see them out of the door.
 
-    `encoding` is the terminal's unless given. Characters that it does not have are written as escapes. When the reader
-    has gone away (`| head`), the process ends by SIGPIPE as other tools do, without a word.
+    `encoding` is the terminal's unless given. Characters that it does not have are written as escapes.
     """
     source = iter(lines)
-    try:
+    with stdout() as out:
         while block := "".join(islice(source, _LINES)):
-            sys.stdout.buffer.write(block.encode(encoding or sys.stdout.encoding, "backslashreplace"))
+            out.write(block.encode(encoding or sys.stdout.encoding, "backslashreplace"))
+
+
+@contextmanager
+def stdout() -> Iterator[IO[bytes]]:
+    """Stdout for bytes. When the reader has gone away (`| head`), the process ends by SIGPIPE as other tools do,
+    without a word."""
+    try:
+        yield sys.stdout.buffer
         sys.stdout.flush()
     except BrokenPipeError:
         # Not for the whole run: there, a broken pipe may be a monitor's socket, which is an error like others.

@@ -1,0 +1,67 @@
+"""Files that commands write: whole or not at all, never over another one unasked, and bytes never to a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import click
+
+from vmi_inside.cli import sink
+from vmi_inside.cli.options import Command
+
+
+def file_options(command: Command) -> Command:
+    """-O/--output and --force, given to the command as `path` and `force`."""
+    command = click.option("--force", is_flag=True, help="Write over a file that is there.")(command)
+    return click.option(
+        "-O", "--output", "path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+        help="Write to this file, not to stdout.",
+    )(command)  # fmt: skip
+
+
+def check(path: Path | None, force: bool, *, binary: bool = True) -> None:
+    """A usage error when `path` is there already, or bytes would go to a terminal."""
+    if path is None:
+        if binary and sys.stdout.isatty():
+            raise click.UsageError("these are bytes, and no text for a terminal; name a file with -O, or pipe them.")
+    elif path.exists() and not force:
+        raise click.UsageError(f"{path} is there already; --force writes over it.")
+
+
+@contextlib.contextmanager
+def written(path: Path | None) -> Iterator[IO[bytes]]:
+    """Where bytes go: stdout, or a new file, which takes its name when all of it is on disk."""
+    if path is None:
+        with sink.stdout() as out:
+            yield out
+        return
+    try:
+        with replacing(path) as file:
+            yield file
+    except OSError as error:
+        raise click.FileError(str(path), error.strerror) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, which takes its name when all of it is on disk; on failure nothing is left of it."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise

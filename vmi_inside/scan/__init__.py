@@ -1,0 +1,1 @@
+"""Looking through bytes: strings, YARA rules. Where the bytes come from is left to others."""
