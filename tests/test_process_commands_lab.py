@@ -65,7 +65,8 @@ def test_what_people_see(run: Run, lab_guest: LabGuest) -> None:
 @pytest.mark.parametrize("name", ["envs", "namespaces", "creds", "limits", "signals", "stack", "containers"])
 def test_data_and_exit_codes(run: Run, name: str) -> None:
     done = run(name, "--format", "json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr == "" or name == "stack"  # of threads that run meanwhile it says so
     rows = json.loads(done.stdout)
     assert len(rows) > 5
     assert "fault" in rows[0]
