@@ -34,9 +34,9 @@ from vmi_inside.tables import Reading, T, Tables
 from vmi_inside.types import I64, Mask
 
 if TYPE_CHECKING:
-    from vmi_inside.linux.integrity import Findings
     from vmi_inside.linux.content import Content
     from vmi_inside.linux.file_content import FileContent
+    from vmi_inside.linux.integrity import Findings
     from vmi_inside.linux.process_contents import ProcessContents
     from vmi_inside.linux.streams import Stream
     from vmi_inside.linux.system import SystemInfo

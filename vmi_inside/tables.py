@@ -12,27 +12,24 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_ty
 if TYPE_CHECKING:
     from vmi_inside.control.gates.listing import Gates
     from vmi_inside.linux.block_devices import BlockDevices
-    from vmi_inside.linux.bpf_links import BpfLinks
-    from vmi_inside.linux.bpf_maps import BpfMaps
-    from vmi_inside.linux.bpf_programs import BpfPrograms
-    from vmi_inside.linux.containers import Containers
-    from vmi_inside.linux.credentials import ProcessCredentials
-    from vmi_inside.linux.environments import ProcessEnvs
     from vmi_inside.linux.bpf_attachments import BpfAttachments
     from vmi_inside.linux.bpf_links import BpfLinks
     from vmi_inside.linux.bpf_maps import BpfMaps
     from vmi_inside.linux.bpf_programs import BpfPrograms
     from vmi_inside.linux.buddy_info import BuddyInfo
+    from vmi_inside.linux.cached_files import CachedFiles
+    from vmi_inside.linux.containers import Containers
+    from vmi_inside.linux.control_groups import ControlGroups
+    from vmi_inside.linux.credentials import ProcessCredentials
+    from vmi_inside.linux.environments import ProcessEnvs
     from vmi_inside.linux.ftrace_functions import FtraceFunctions
     from vmi_inside.linux.ftrace_ops import FtraceOps
-    from vmi_inside.linux.control_groups import ControlGroups
     from vmi_inside.linux.kernel_info import KernelInfo
     from vmi_inside.linux.kernel_keys import KernelKeys
     from vmi_inside.linux.kernel_log import KernelLog
     from vmi_inside.linux.kprobes import Kprobes
     from vmi_inside.linux.limits import ProcessLimits
     from vmi_inside.linux.memory_info import MemoryInfo
-    from vmi_inside.linux.cached_files import CachedFiles
     from vmi_inside.linux.memory_map import MemoryMap
     from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.mounts import Mounts
@@ -54,11 +51,9 @@ if TYPE_CHECKING:
     from vmi_inside.linux.slab_caches import SlabCaches
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.stacks import ProcessStack
-    from vmi_inside.linux.threads import Threads
-    from vmi_inside.linux.tracepoints import Tracepoints
-    from vmi_inside.linux.timers import Timers
     from vmi_inside.linux.swaps import Swaps
     from vmi_inside.linux.threads import Threads
+    from vmi_inside.linux.timers import Timers
     from vmi_inside.linux.tracepoints import Tracepoints
     from vmi_inside.linux.uprobes import Uprobes
     from vmi_inside.linux.vm_counters import VmCounters
@@ -240,12 +235,14 @@ class Tables:
     )
     xtables: Reading[Xtables] = Reading(
         "linux.network.xtables:xtables", "Tables of legacy iptables, of all network namespaces."
+    )
     uprobes: Reading[Uprobes] = Reading("linux.uprobes:uprobes", "Where programs are probed, and by whom.")
     buddy_info: Reading[BuddyInfo] = Reading("linux.buddy_info:buddy_info", "Free memory by the size of its pieces.")
     swaps: Reading[Swaps] = Reading("linux.swaps:swaps", "Where memory is swapped to.")
     perf_events: Reading[PerfEvents] = Reading("linux.perf_events:perf_events", "Perf events that processes opened.")
     vm_counters: Reading[VmCounters] = Reading(
         "linux.vm_counters:vm_counters", "Counters of memory, and of what was done with it."
+    )
     cached_files: Reading[CachedFiles] = Reading(
         "linux.cached_files:cached_files", "Files that the kernel has in memory, and how much of each."
     )

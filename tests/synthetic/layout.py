@@ -96,9 +96,6 @@ class SyntheticProfile:
     def global_type(self, name: str) -> CType:
         raise NoMember(name)
 
-    def symbol_at(self, address: int) -> tuple[str, int] | None:
-        return (self.names[address], 0) if address in self.names else None
-
     def enumerator(self, *names: str) -> int | None:
         return next((self.enumerators[name] for name in names if name in self.enumerators), None)
 
@@ -117,6 +114,8 @@ class SyntheticProfile:
         raise NoMember(" or ".join(names))
 
     def symbol_at(self, address: int, *, first: bool = False) -> tuple[str, int] | None:
-        """The last symbol at or before an address of the image."""
+        """The last symbol at or before an address of the image, or a name of its own."""
+        if address in self.names:
+            return self.names[address], 0
         before = [(value, name) for name, value in self.symbols.items() if value <= address < value + (1 << 20)]
         return (max(before)[1], address - max(before)[0]) if before else None

@@ -1,6 +1,6 @@
 """The command group: which commands there are, and how an error ends a command.
 
-To add a command: one file with a click command, one line in `COMMANDS`.
+To add a command: one file with a click command, one line in `SECTIONS`.
 """
 
 from __future__ import annotations
@@ -14,92 +14,89 @@ from vmi_inside import __version__
 from vmi_inside.cli import exits, messages
 from vmi_inside.errors import VmiError
 
-#: Names, and where each command is; imported when it is used.
-COMMANDS: Final = {
-    "guests": "vmi_inside.cli.guests:guests",
-    "info": "vmi_inside.cli.info:info",
-    "ps": "vmi_inside.cli.ps:ps",
-    "ss": "vmi_inside.cli.ss:ss",
-    "lsof": "vmi_inside.cli.lsof:lsof",
-    "maps": "vmi_inside.cli.maps:maps",
-    "envs": "vmi_inside.cli.envs:envs",
-    "namespaces": "vmi_inside.cli.namespaces:namespaces",
-    "creds": "vmi_inside.cli.creds:creds",
-    "limits": "vmi_inside.cli.limits:limits",
-    "signals": "vmi_inside.cli.signals:signals",
-    "stack": "vmi_inside.cli.stack:stack",
-    "containers": "vmi_inside.cli.containers:containers",
-    "interfaces": "vmi_inside.cli.interfaces:interfaces",
-    "addresses": "vmi_inside.cli.addresses:addresses",
-    "routes": "vmi_inside.cli.routes:routes",
-    "arp": "vmi_inside.cli.arp:arp",
-    "netfilter": "vmi_inside.cli.netfilter:netfilter",
-    "nftables": "vmi_inside.cli.nftables:nftables",
-    "lsmod": "vmi_inside.cli.lsmod:lsmod",
-    "sql": "vmi_inside.cli.sql:sql",
-    "snapshot": "vmi_inside.cli.snapshot:snapshot",
-    "diff": "vmi_inside.cli.diff:diff",
-    "dmesg": "vmi_inside.cli.dmesg:dmesg",
-    "mounts": "vmi_inside.cli.mounts:mounts",
-    "block": "vmi_inside.cli.block:block",
-    "iomem": "vmi_inside.cli.iomem:iomem",
-    "keys": "vmi_inside.cli.keys:keys",
-    "memory": "vmi_inside.cli.memory:memory",
-    "bpf": "vmi_inside.cli.bpf:bpf",
-    "kprobes": "vmi_inside.cli.kprobes:kprobes",
-    "uprobes": "vmi_inside.cli.uprobes:uprobes",
-    "ftrace": "vmi_inside.cli.ftrace:ftrace",
-    "tracepoints": "vmi_inside.cli.tracepoints:tracepoints",
-    "perfevents": "vmi_inside.cli.perfevents:perfevents",
-    "meminfo": "vmi_inside.cli.meminfo:meminfo",
-    "slabinfo": "vmi_inside.cli.slabinfo:slabinfo",
-    "check": "vmi_inside.cli.check:check",
-    "timers": "vmi_inside.cli.timers:timers",
-    "cgroups": "vmi_inside.cli.cgroups:cgroups",
-    "buddyinfo": "vmi_inside.cli.buddyinfo:buddyinfo",
-    "vmstat": "vmi_inside.cli.vmstat:vmstat",
-    "swaps": "vmi_inside.cli.swaps:swaps",
-    "files": "vmi_inside.cli.files:files",
-    "ls": "vmi_inside.cli.ls:ls",
-    "cat": "vmi_inside.cli.cat:cat",
-    "extract": "vmi_inside.cli.extract:extract",
-    "memdump": "vmi_inside.cli.memdump:memdump",
-    "read": "vmi_inside.cli.read:read",
-    "strings": "vmi_inside.cli.strings:strings",
-    "yara": "vmi_inside.cli.yara:yara",
-    "profile": "vmi_inside.cli.profile:profile",
-    "pause": "vmi_inside.cli.pause:pause",
-    "resume": "vmi_inside.cli.resume:resume",
-    "regs": "vmi_inside.cli.regs:regs",
-    "write": "vmi_inside.cli.write:write",
-    "journal": "vmi_inside.cli.journal:journal",
-    "undo": "vmi_inside.cli.undo:undo",
-    "kill": "vmi_inside.cli.kill:kill",
-    "stop": "vmi_inside.cli.kill:stop",
-    "cont": "vmi_inside.cli.kill:cont",
-    "nice": "vmi_inside.cli.kill:nice",
-    "completion": "vmi_inside.cli.completion:completion",
-}
-
-#: Where `--help` lists them; what is not named here stands under the last heading.
+#: Where `--help` lists each command, its name, and where it is: imported when it is used.
 SECTIONS: Final = {
-    "Guests": ("guests", "info", "sql", "snapshot", "diff"),
-    "Is the guest lying?": ("check",),
-    "Processes": (
-        "ps", "lsof", "maps", "envs", "namespaces", "creds", "limits", "signals", "stack", "containers", "memory",
-    ),
-    "Network": ("ss", "interfaces", "addresses", "routes", "arp", "netfilter", "nftables"),
-    "Kernel": (
-        "lsmod", "dmesg", "mounts", "cgroups", "block", "iomem", "keys", "timers", "bpf", "kprobes", "ftrace",
-        "tracepoints", "meminfo", "slabinfo",
-        "lsmod", "dmesg", "mounts", "block", "iomem", "keys", "timers", "bpf", "kprobes", "uprobes", "ftrace",
-        "tracepoints", "perfevents", "meminfo", "slabinfo", "vmstat", "buddyinfo", "swaps",
-    ),
-    "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
-    "Control": ("pause", "resume", "regs", "write", "kill", "stop", "cont", "nice", "journal", "undo"),
-    "Contents": ("files", "ls", "cat", "extract", "memdump", "read", "strings", "yara"),
-    "More": (),
-}  # fmt: skip
+    "Guests": {
+        "guests": "guests:guests",
+        "info": "info:info",
+        "sql": "sql:sql",
+        "snapshot": "snapshot:snapshot",
+        "diff": "diff:diff",
+    },
+    "Is the guest lying?": {
+        "check": "check:check",
+    },
+    "Processes": {
+        "ps": "ps:ps",
+        "lsof": "lsof:lsof",
+        "maps": "maps:maps",
+        "envs": "envs:envs",
+        "namespaces": "namespaces:namespaces",
+        "creds": "creds:creds",
+        "limits": "limits:limits",
+        "signals": "signals:signals",
+        "stack": "stack:stack",
+        "containers": "containers:containers",
+        "memory": "memory:memory",
+    },
+    "Network": {
+        "ss": "ss:ss",
+        "interfaces": "interfaces:interfaces",
+        "addresses": "addresses:addresses",
+        "routes": "routes:routes",
+        "arp": "arp:arp",
+        "netfilter": "netfilter:netfilter",
+        "nftables": "nftables:nftables",
+    },
+    "Kernel": {
+        "lsmod": "lsmod:lsmod",
+        "dmesg": "dmesg:dmesg",
+        "mounts": "mounts:mounts",
+        "cgroups": "cgroups:cgroups",
+        "block": "block:block",
+        "iomem": "iomem:iomem",
+        "keys": "keys:keys",
+        "timers": "timers:timers",
+        "bpf": "bpf:bpf",
+        "kprobes": "kprobes:kprobes",
+        "uprobes": "uprobes:uprobes",
+        "ftrace": "ftrace:ftrace",
+        "tracepoints": "tracepoints:tracepoints",
+        "perfevents": "perfevents:perfevents",
+        "meminfo": "meminfo:meminfo",
+        "slabinfo": "slabinfo:slabinfo",
+        "vmstat": "vmstat:vmstat",
+        "buddyinfo": "buddyinfo:buddyinfo",
+        "swaps": "swaps:swaps",
+    },
+    "Contents": {
+        "files": "files:files",
+        "ls": "ls:ls",
+        "cat": "cat:cat",
+        "extract": "extract:extract",
+        "memdump": "memdump:memdump",
+        "read": "read:read",
+        "strings": "strings:strings",
+        "yara": "yara:yara",
+    },
+    "Control": {
+        "kill": "kill:kill",
+        "stop": "kill:stop",
+        "cont": "kill:cont",
+        "nice": "kill:nice",
+        "pause": "pause:pause",
+        "resume": "resume:resume",
+        "regs": "regs:regs",
+        "write": "write:write",
+        "journal": "journal:journal",
+        "undo": "undo:undo",
+    },
+    "More": {
+        "profile": "profile:profile",
+        "completion": "completion:completion",
+    },
+}
+COMMANDS: Final = {name: where for section in SECTIONS.values() for name, where in section.items()}
 
 
 class Commands(click.Group):
@@ -114,22 +111,16 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, function = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(import_module(module), function)
+        command: click.Command = getattr(import_module(f"vmi_inside.cli.{module}"), function)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List them under headings."""
-        headings = {name: title for title, names in SECTIONS.items() for name in names}
         width = formatter.width - 6 - max(map(len, COMMANDS))
-        for title in SECTIONS:
-            rows = []
-            for name in COMMANDS:
-                command = self.get_command(ctx, name) if headings.get(name, "More") == title else None
-                if command is not None:
-                    rows.append((name, command.get_short_help_str(width)))
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
+        for title, names in SECTIONS.items():
+            commands = ((name, self.get_command(ctx, name)) for name in names)
+            with formatter.section(title):
+                formatter.write_dl([(name, one.get_short_help_str(width)) for name, one in commands if one is not None])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
