@@ -104,6 +104,19 @@ def lab_guest(lab_boot: Boot) -> LabGuest:
     return lab_boot()
 
 
+@pytest.fixture(scope="session", params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
+def lab_kernel(request: pytest.FixtureRequest) -> str:
+    """Each of the kernels that differ most. Of the session, so that all tests of one kernel run together."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def lab_each(lab_boot: Boot, lab_kernel: str) -> LabGuest:
+    """A guest of each of these kernels, one after the other."""
+    return lab_boot() if lab_kernel == Shape().kernel else lab_boot(kernel=lab_kernel)
+
+
 @pytest.fixture
 def lab_fresh(lab: Daemon) -> Iterator[Boot]:
     """Boots guests for one test alone, which may stop, reboot or destroy them."""
