@@ -121,6 +121,7 @@ class Daemon:
         connection = libvirt.open(self.uri)
         name = name or f"lab-{shape.kernel}-{secrets.token_hex(2)}"
         home = self.root / "guests" / name
+        shutil.rmtree(home, ignore_errors=True)  # of a guest of that name that has ended
         home.mkdir()
         try:
             domain = connection.createXML(domain_xml(name, shape, chosen.vmlinuz, image, home), 0)
