@@ -541,3 +541,28 @@ def test_images_of_others(lab_boot: Callable[..., LabGuest], tmp_path: Path) -> 
         (tmp_path / "text").write_text("no kernel")
         with pytest.raises(Unsupported, match="neither vmlinuz nor vmlinux"):
             seen.check(image=str(tmp_path / "text"))
+
+
+TRACING = "/sys/kernel/tracing"
+
+
+def test_a_guest_that_traces_itself_tells_no_lie(liar: LabGuest, seen: vmi_inside.Guest) -> None:
+    """Functions traced, a probe set, and one within a function: told as information, also where code is compared."""
+    liar.ask(f"mkdir -p {TRACING}; mount -t tracefs t {TRACING} 2>/dev/null; true")
+    begin = f"""cd {TRACING} && echo 'vfs_*' >set_ftrace_filter && echo function >current_tracer &&
+        echo 'p:one do_sys_openat2' >kprobe_events && echo 'r:two vfs_read' >>kprobe_events &&
+        for at in 30 31 32 33 34 35 36 37 38 39 40; do
+            echo "p:three vfs_write+$at" >>kprobe_events 2>/dev/null && break # where an instruction begins
+        done && echo 1 >events/kprobes/enable"""
+    end = f"""cd {TRACING} && echo 0 >events/kprobes/enable; echo >kprobe_events; echo nop >current_tracer;
+        echo >set_ftrace_filter; umount {TRACING}"""
+    try:
+        liar.ask(begin)
+        found = seen.check(image=vmlinuz(liar))
+    finally:
+        liar.ask(end, check=False)
+    assert found.alarms.to_dicts() == []
+    told = {row.subject for row in found if row.check == "hooks"}
+    assert any(subject.startswith("ftrace ") for subject in told), told
+    assert any("do_sys_openat2" in subject for subject in told), told
+    assert any("vfs_write+" in subject for subject in told), told
