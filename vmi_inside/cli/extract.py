@@ -69,7 +69,7 @@ def extract(target: Target, patterns: tuple[str, ...], folder: Path, force: bool
                 gaps = Gaps(row.path)
                 try:
                     with root.create(row.path, force=force) as file:
-                        write_content(content, file, gaps)
+                        write_content(content, file, gaps, sparse=True)
                         file.flush()
                         with contextlib.suppress(OSError, OverflowError):  # a guest may claim any time
                             os.utime(file.fileno(), (row.mtime, row.mtime))
