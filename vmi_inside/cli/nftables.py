@@ -53,7 +53,9 @@ Examples:
 def nftables(
     target: Target, tables: tuple[str, ...], sets: bool, net: tuple[tuple[int, ...], ...], output: Output
 ) -> None:
-    """Tables and chains of nftables, of all network namespaces, and how many rules each has.
+    """Tables and chains of nftables, and how many rules each has.
+
+    Tables and chains of nftables, of all network namespaces, and how many rules each has.
 
     Ends with exit code 1 when something was asked for and nothing is there.
     """
