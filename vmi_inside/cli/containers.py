@@ -26,7 +26,7 @@ Examples:
 @click.option("--name", "names", multiple=True, metavar="GLOB", help="Containers whose name is like this.")
 @output_options
 def containers(target: Target, runtimes: tuple[str, ...], names: tuple[str, ...], output: Output) -> None:
-    """Containers: docker's, Kubernetes', podman's, LXC's ...
+    """Containers, by control groups and namespaces.
 
     Containers that have processes: docker's, Kubernetes', podman's, LXC's, systemd-nspawn's, machines.
 
