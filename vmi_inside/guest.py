@@ -194,15 +194,18 @@ class Guest(Tables, GateControls):
         """A context in which several tables are read as one operation: quicker, and nearer to one moment."""
         return self.kernel.operation()
 
-    def snapshot(self, *tables: str) -> Snapshot:
+    def snapshot(self, *tables: str, pause: bool = False) -> Snapshot:
         """Several tables as one picture; the usual ones (`snapshot.USUAL`) when none is named.
 
-        What it needs is copied in one go, within milliseconds; the guest goes on meanwhile.
+        What it needs is copied in one go, within milliseconds; the guest goes on meanwhile, or, with `pause`, stands
+        still: that needs `attach(..., pausing=True)`. Raises `Unsupported` for a table that there is not, `GuestGone`.
         """
         from vmi_inside import snapshot
 
         readings = snapshot.wanted(tables)
-        made = snapshot.take(self.name, self.kernel, self.memory, readings, live=self._live)
+        made = snapshot.take(
+            self.name, self.kernel, self.memory, readings, live=self._live, pause=self.paused if pause else None
+        )
         for table in made.tables.values():
             self._checked(table)
         return made
