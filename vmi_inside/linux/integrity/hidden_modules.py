@@ -61,7 +61,7 @@ def hidden_modules(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
     should = [(each, _should(each, found)) for each in views]
     for one in missing(found.address, should):
         yield Finding(
-            "critical", names[one.row], f"in {', '.join((*one.have, *one.lack))}", f"not in {', '.join(one.lack)}",
+            "critical", names[one.row], f"in {', '.join(one.lack)}", f"not in {', '.join(one.lack)}",
             int(found.address[one.row]), detail=f"seen in {', '.join(one.have)}",
             fault="module unreadable" if found.fault[one.row] else "",
         )  # fmt: skip

@@ -113,7 +113,7 @@ def _finding(rows: Structs, names: list[str], row: int, lack: tuple[str, ...], h
     return Finding(
         "critical" if set(lack) & set(_GRAVE) else "high",
         f"pid {pid} ({names[row]}){thread}",
-        f"in {', '.join((*have, *lack))}",
+        f"in {', '.join(lack)}",
         f"not in {', '.join(lack)}",
         int(rows.address[row]),
         detail=f"seen in {', '.join(have)}",
