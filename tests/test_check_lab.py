@@ -53,13 +53,13 @@ def test_every_view_shows_every_task(lab_boot: Callable[..., LabGuest]) -> None:
         _, _, tasks = pids(seen.kernel).tasks(seen.kernel, 0)
         views = [
             task_views.threads(tasks.fetch("signal")),
-            task_views.control_groups(seen.kernel),
+            task_views.control_groups(seen.kernel, tasks.address),
             task_views.slab(seen.kernel),
         ]
         told = len(guest.ask("ls -d /proc/[0-9]*/task/*").split())
         for view in views:
             assert len(np.intersect1d(view.seen, tasks.address)) > told - 20, view.name
-        listed = task_views.task_list(seen.kernel)
+        listed = task_views.task_list(seen.kernel, tasks.address)
         assert len(listed.seen) > len(guest.ask("ls -d /proc/[0-9]*").split()) - 20
         assert len(task_views.run_queues(seen.kernel).seen) >= 1
         modules = set(guest.ask("cut -d' ' -f1 /proc/modules").split())
