@@ -77,9 +77,9 @@ def test_lists_that_lie_end_and_are_told(view: str, wild: str | int) -> None:
         "/sys/module": guest.inside(module, "mkobj.kobj.entry"),
         "address tree": guest.inside(guest.loaded["ext4"], "core_layout.mtn.node.node[0]") + 8,
         "btf_modules": guest.space.read_u64(guest.btf_list),
-        "vmalloc areas": guest.areas[1] + guest.offset("vmap_area", "list"),
+        "vmalloc areas": guest.areas[1] + guest.offset("vmap_area", "rb_node") + 8,
     }[view]
-    itself = node - 8 if view == "address tree" else node
+    itself = node - 8 if view in ("address tree", "vmalloc areas") else node
     guest.word(node, itself if isinstance(wild, str) else wild)
     rows = found(guest)
     assert any(row.subject == view and row.severity == "medium" for row in rows), rows.to_dicts()
