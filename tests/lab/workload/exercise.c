@@ -1,7 +1,7 @@
 /*
  * A process that does a little of everything, over and over, and writes down how each of it goes.
  *
- * `workload echo PORT` answers TCP and UDP. `workload exercise NAME IP PORT` keeps connections to it open, numbers what it
+ * `workload echo PORT` answers TCP and UDP. `workload exercise NAME IP PORT [UID]` keeps connections to it open, numbers what it
  * sends, and holds what comes back against that; beside it writes to pipes, files and unix sockets, and counts in a second
  * thread. /run/exercise/NAME has a line for each: how often it went well, how often it was refused, with which errno last,
  * and how often what came back was wrong. SIGUSR1 makes a child of the same kind (NAME.child), SIGUSR2 one whose parent
@@ -132,8 +132,10 @@ static void stream(int kind, int fd, uint64_t *sent, uint64_t *seen)
 
 	if (count(kind, send(fd, &number, sizeof(number), MSG_DONTWAIT | MSG_NOSIGNAL)))
 		*sent = number;
+	/* Whole numbers only; between looking and taking a call may come to be refused. */
 	while (recv(fd, &number, sizeof(number), MSG_DONTWAIT | MSG_PEEK) == sizeof(number)) {
-		recv(fd, &number, sizeof(number), MSG_DONTWAIT);
+		if (recv(fd, &number, sizeof(number), MSG_DONTWAIT) != sizeof(number))
+			break;
 		if (number != ++*seen)
 			counts[kind].wrong++;
 	}
@@ -261,7 +263,7 @@ static int multiply(int orphan)
 	return 1;
 }
 
-noreturn void exercise(const char *name, const char *ip, int port)
+noreturn void exercise(const char *name, const char *ip, int port, int uid)
 {
 	uint64_t sent[4] = { 0 }, seen[2] = { 0 };
 	int fd[5] = { -1, -1, -1, -1, -1 }, pair[2], pipes[2], file, status;
@@ -272,10 +274,11 @@ noreturn void exercise(const char *name, const char *ip, int port)
 	signal(SIGUSR2, on_signal);
 	mkdir("/run/exercise", 0777);
 	chmod("/run/exercise", 0777);
-	if ((file = open("/run/exercise/.data", O_WRONLY | O_CREAT | O_TRUNC, 0666)) >= 0) {
+	if ((file = open("/run/exercise/.data", O_WRONLY | O_CREAT, 0666)) >= 0) {
 		must(write(file, "01234567", 8), "write");
 		close(file);
 	}
+	must(setuid(uid), "setuid");
 again:
 	snprintf(path, sizeof(path), "/run/exercise/%s", name);
 	rename_self("%s", name);

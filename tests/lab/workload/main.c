@@ -188,8 +188,8 @@ int main(int argc, char **argv)
 		title(argv);
 	if (!strcmp(mode, "echo") && argc == 3)
 		echo(atoi(argv[2]));
-	if (!strcmp(mode, "exercise") && argc == 5)
-		exercise(argv[2], argv[3], atoi(argv[4]));
+	if (!strcmp(mode, "exercise") && (argc == 5 || argc == 6))
+		exercise(argv[2], argv[3], atoi(argv[4]), argc == 6 ? atoi(argv[5]) : 0);
 	if (!strcmp(mode, "start"))
 		return start(argc - 2, argv + 2);
 	if (!strcmp(mode, "init"))

@@ -34,7 +34,7 @@ int must(int value, const char *what);
 noreturn void agent(const char *path);
 /* Answers on that port, and a process that uses it, among much else; see exercise.c. */
 noreturn void echo(int port);
-noreturn void exercise(const char *name, const char *ip, int port);
+noreturn void exercise(const char *name, const char *ip, int port, int uid);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */
 void start_peer(void);
 scenario tcp, box;
