@@ -44,6 +44,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def guest(lab: LabGuest) -> Iterator[vmi_inside.Guest]:
     with lab.attach(writable=True) as seen:
         yield seen
+        seen.undo_all()  # what a failed test leaves would fail others
 
 
 def nodename(guest: vmi_inside.Guest) -> int:
