@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,14 @@ import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
-from vmi_inside.errors import Busy, Conflict, ControlError, MemoryFault, NotUndoable, Unsafe, Unsupported
+from vmi_inside.control.borrow import borrow
+from vmi_inside.control.groups import in_cgroup, in_group
+from vmi_inside.errors import Busy, Conflict, ControlError, MemoryFault, NotUndoable, Unsafe, Unsupported, VmiError
 
 ROOT = Path(__file__).parents[1]
+#: Of the steps of a borrowed vCPU every so many-th is tried; all of them with VMI_CONTROL_ALL in the environment.
+STRIDE = 1 if os.environ.get("VMI_CONTROL_ALL") else 11
+ROUNDS = 100 if os.environ.get("VMI_CONTROL_ALL") else 15
 
 
 @pytest.fixture(params=["6.1", "6.12"])
@@ -38,6 +44,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def guest(lab: LabGuest) -> Iterator[vmi_inside.Guest]:
     with lab.attach(writable=True) as seen:
         yield seen
+        seen.undo_all()  # what a failed test leaves would fail others
 
 
 def nodename(guest: vmi_inside.Guest) -> int:
@@ -115,11 +122,8 @@ def test_a_signal_lets_go(lab_boot: Callable[..., LabGuest], number: signal.Sign
 
 
 def test_pausing_alone_is_a_smaller_consent(lab_guest: LabGuest) -> None:
-    with lab_guest.attach(pausing=True) as guest:
-        with guest.paused():
-            pass
-        with pytest.raises(Unsupported, match="writable=True"):
-            guest.write_memory(nodename(guest), b"x")
+    with lab_guest.attach(pausing=True) as guest, guest.paused(), pytest.raises(Unsupported, match="writable=True"):
+        guest.write_memory(nodename(guest), b"x")
     with lab_guest.attach() as guest:
         with pytest.raises(Unsupported, match="read-only"):
             guest.paused()
@@ -129,9 +133,9 @@ def test_pausing_alone_is_a_smaller_consent(lab_guest: LabGuest) -> None:
 def test_two_controllers(lab: LabGuest, guest: vmi_inside.Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmi_inside.control.store.PATIENCE", 0.2)
     monkeypatch.setattr("vmi_inside.control.store.Store.lock.__wrapped__.__defaults__", (0.2,))
-    with lab.attach(writable=True) as other, guest.paused():
-        with pytest.raises(Busy, match=f"pid {os.getpid()}"), other.paused():
-            pass
+    mine = pytest.raises(Busy, match=f"pid {os.getpid()}")
+    with lab.attach(writable=True) as other, guest.paused(), mine, other.paused():
+        pass
     assert ticks(lab)
 
 
@@ -157,9 +161,8 @@ def test_one_vcpu_stands_while_the_other_runs(lab_boot: Callable[..., LabGuest])
     lab = lab_boot(workload="none")
     count = lab.shape.vcpus
     assert count == 2
-    pids = lab.ask(
-        "for cpu in 0 1; do taskset $((1 << cpu)) sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 & echo $!; done"
-    ).split()
+    burn = "taskset $((1 << cpu)) sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 &"
+    pids = lab.ask(f"for cpu in 0 1; do {burn} echo $!; done").split()
     try:
         with lab.attach(writable=True) as guest:
 
@@ -233,10 +236,8 @@ def test_changed_since(lab: LabGuest, guest: vmi_inside.Guest) -> None:
 def test_whole_or_not_at_all(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     with pytest.raises(Conflict, match="nothing was written"):
         guest.write_memory(nodename(guest), b"xyz", expect=b"abc")
-    with pytest.raises(ZeroDivisionError), guest.transaction("half of it") as change:
-        change.write(nodename(guest), b"half\0")
-        assert guest.info()[0].hostname == "half"
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        half(guest)
     assert lab.ask("hostname").strip() == "lab"
     assert [one.state for one in guest.journal()] == ["put back", "put back"]
     # The last page before a hole: the last mapped page of the kernel's per-CPU or data is found by looking.
@@ -244,6 +245,13 @@ def test_whole_or_not_at_all(lab: LabGuest, guest: vmi_inside.Guest) -> None:
         guest.write_memory(hole(guest) - 4, b"12345678")
     with pytest.raises(MemoryFault):
         guest.write_memory(1 << 50, b"1", physical=True)
+
+
+def half(guest: vmi_inside.Guest) -> None:
+    with guest.transaction("half of it") as change:
+        change.write(nodename(guest), b"half\0")
+        assert guest.info()[0].hostname == "half"
+        raise ZeroDivisionError
 
 
 def hole(guest: vmi_inside.Guest) -> int:
@@ -269,8 +277,8 @@ def test_code_takes_effect(lab: LabGuest, guest: vmi_inside.Guest) -> None:
 
 
 def test_a_processs_memory(lab: LabGuest, guest: vmi_inside.Guest) -> None:
-    pid = int(lab.ask("sh -c 'secret=XXsecretXX; while :; do sleep 1; [ -e /tmp/tell ] && echo $secret >/tmp/told; done'"
-                      " </dev/null >/dev/null 2>&1 & echo $!"))  # fmt: skip
+    script = "secret=XXsecretXX; while :; do sleep 1; [ -e /tmp/tell ] && echo $secret >/tmp/told; done"
+    pid = int(lab.ask(f"sh -c '{script}' </dev/null >/dev/null 2>&1 & echo $!"))
     try:
         lab.ask("sleep 1; rm -f /tmp/told")
         heap = next(row for row in guest.process_memory_map(pids=[pid]) if row.path == "[heap]")
@@ -316,35 +324,199 @@ def test_the_journal_is_for_its_owner_alone(guest: vmi_inside.Guest, state: Path
     assert [entry.id for entry in guest.journal()] == [1, 2]
 
 
-@pytest.mark.parametrize("both", ["", "both"])
-def test_killed_at_every_step(lab_boot: Callable[..., LabGuest], both: str) -> None:
+def killed(lab: LabGuest, point: int, pid: int, both: bool) -> tuple[str, bool]:
+    """Let a controller die at its `point`-th step: what that was, and whether it came so far."""
+    victim = subprocess.run(
+        [sys.executable, "-m", "tests.control_victim", lab.target, lab.uri or "", str(point), str(pid)]
+        + ["both"] * both,
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert victim.returncode in (0, -signal.SIGKILL)
+    if both:  # nobody is left to let the guest go; the next command does
+        with lab.attach(writable=True) as guest:
+            guest.recover()
+    assert ticks(lab), victim.stdout
+    return victim.stdout.strip(), victim.returncode != 0
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_killed_at_every_step_of_a_change(lab_boot: Callable[..., LabGuest], both: bool) -> None:
     lab = lab_boot(workload="none")
     steps = []
     for point in range(1, 200):
-        victim = subprocess.run(
-            [sys.executable, "-m", "tests.control_victim", lab.target, lab.uri or "", str(point), both],
-            cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-        if both:
-            with lab.attach(writable=True) as guest:
-                guest.recover()
-        else:
-            time.sleep(0.1)
-        assert ticks(lab), victim.stdout
+        step, so_far = killed(lab, point, 0, both)
         with lab.attach(writable=True) as guest:
             guest.recover()
-            [entry] = guest.journal()[-1:] or [None]
-            done = entry is not None and entry.state == "done" and entry.kind != "undo"
-            assert (lab.ask("hostname").strip(), uid(lab)) == (("victim", "4242") if done else ("lab", "0")), victim.stdout
+            done = [entry.state for entry in guest.journal() if entry.kind != "undo"][-1:] == ["done"]
+            expected = ("victim", "4242") if done else ("lab", "0")
+            assert (lab.ask("hostname").strip(), uid(lab)) == expected, step
             assert "open" not in [one.state for one in guest.journal()]
             guest.undo_all()
             assert guest.vcpus[0].registers
-        assert (lab.ask("hostname").strip(), uid(lab)) == ("lab", "0"), victim.stdout
-        if victim.returncode == 0:
+        assert (lab.ask("hostname").strip(), uid(lab)) == ("lab", "0"), step
+        if not so_far:
             break
-        assert victim.returncode == -signal.SIGKILL
-        steps.append(victim.stdout.strip())
+        steps.append(step)
     else:
         pytest.fail("the victim never came to its end")
     assert {"after QemuMachine.pause", "before GdbStub.write", "after WritableQemuMemory.scatter"} <= set(steps)
-    assert "BUG" not in lab.ask("dmesg")
+    assert healthy(lab)
+
+
+def test_killed_while_a_vcpu_is_borrowed(lab_boot: Callable[..., LabGuest]) -> None:
+    lab = lab_boot(workload="none")
+    steps = []
+    for point in range(1, 1000, STRIDE):
+        pid = sleeper(lab)
+        step, so_far = killed(lab, point, pid, both=False)
+        with lab.attach(writable=True) as guest:
+            guest.recover()
+            if [entry.state for entry in guest.journal()][-1:] == ["done"]:
+                assert status(lab) == "143", step
+            elif lab.ask(f"test -e /proc/{pid} && echo there", check=False):
+                guest.signal(pid, signal.SIGKILL)
+                assert status(lab) == "137", step
+        if not so_far:
+            break
+        steps.append(step)
+    else:
+        pytest.fail("the victim never came to its end")
+    assert len(steps) >= 100 // STRIDE
+    assert healthy(lab)
+
+
+# -- the guest's own code ---------------------------------------------------------------------------------------------
+
+
+def test_signals_end_as_they_should(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    for number, told in ((signal.SIGTERM, "143"), (signal.SIGKILL, "137"), (signal.SIGUSR1, "138")):
+        pid = sleeper(lab)
+        begun = time.monotonic()
+        guest.signal(pid, number)
+        assert time.monotonic() - begun < 2
+        assert status(lab) == told
+    assert [entry.kind for entry in guest.journal()] == ["signal"] * 3
+    with pytest.raises(NotUndoable, match="wrote nothing"):
+        guest.undo(1)
+    assert healthy(lab)
+
+
+def test_stopped_and_gone_on(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    pid = sleeper(lab)
+
+    def state() -> str:
+        return lab.ask(f"sleep .1; grep State /proc/{pid}/status").split()[1]
+
+    guest.signal(pid, signal.SIGSTOP)
+    assert state() == "T"
+    guest.nice(pid, 7)
+    assert lab.ask(f"cut -d' ' -f19 /proc/{pid}/stat").strip() == "7"
+    guest.signal(pid, signal.SIGCONT)
+    assert state() == "S"
+    guest.signal(pid, signal.SIGKILL)
+    assert status(lab) == "137"
+    with pytest.raises(ControlError, match="no process"):
+        guest.signal(pid)
+
+
+def test_whom_not_to_signal(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    for pid, words in ((1, "ancestor"), (2, "thread of the kernel")):
+        with pytest.raises(Unsafe, match=words):
+            guest.signal(pid, signal.SIGKILL)
+        with pytest.raises(Unsafe, match=words):
+            guest.nice(pid, 3)
+    assert guest.journal() == []
+
+
+def test_a_busy_guest(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    burners = lab.ask(
+        "for i in 1 2 3; do sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 & echo $!;"
+        "dd if=/dev/zero of=/dev/null bs=64k </dev/null >/dev/null 2>&1 & echo $!; done"
+    ).split()
+    try:
+        for _ in range(5):
+            pid = sleeper(lab)
+            begun = time.monotonic()
+            guest.signal(pid)
+            assert time.monotonic() - begun < 2
+            assert status(lab) == "143"
+            guest.call("get_random_u32")
+    finally:
+        guest.signal([int(pid) for pid in burners], signal.SIGKILL)
+    assert lab.ask(f"sleep .5; ls -d {' '.join(f'/proc/{pid}' for pid in burners)} 2>/dev/null", check=False) == ""
+    assert healthy(lab)
+
+
+def test_a_call_and_what_it_returns(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    pid = sleeper(lab)
+    task = int(next(row.address for row in guest.processes() if row.pid == pid))
+    found = guest.call("pid_vnr", guest.call("get_task_pid", task, 0))
+    assert found in (0, pid)  # 0 where the interrupted task is in another pid namespace
+    assert guest.call("task_prio", task) == 20
+    with pytest.raises(VmiError, match="no symbol"):
+        guest.call("no_such_function")
+    guest.signal(pid, signal.SIGKILL)
+    assert healthy(lab)
+
+
+def test_a_function_that_does_not_return(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    spin = guest.kernel.symbol("__x64_sys_getuid")  # becomes an endless loop for a moment
+    with guest.transaction("a loop", code=True) as change, borrow(change) as vcpu:
+        before = change.read(spin, 2)
+        change.code(spin, b"\xeb\xfe")
+        with pytest.raises(Unsafe, match="has not returned"):
+            vcpu.call(spin, timeout=0.5)
+        change.code(spin, before)
+    assert uid(lab) == "0"
+    assert healthy(lab)
+
+
+def test_a_group_and_a_cgroup(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    script = "for i in 1 2 3; do sleep 1000 & done; wait"
+    leader = int(lab.ask(f"setsid sh -c '{script}' </dev/null >/dev/null 2>&1 & sleep .5; echo $!"))
+    group = sorted(in_group(guest.kernel, leader))
+    told = lab.ask("for s in /proc/[0-9]*/stat; do cut -d' ' -f1,5 $s 2>/dev/null; done")
+    assert group == sorted(int(line.split()[0]) for line in told.splitlines() if line.split()[1] == str(leader))
+    assert len(group) == 4
+    lab.ask(
+        f"mkdir -p /sys/fs/cgroup/box/in; for p in {' '.join(map(str, group))}; do echo $p >/sys/fs/cgroup/box/in/cgroup.procs; done"
+    )
+    assert sorted(in_cgroup(guest.processes(), "/box")) == group
+    guest.signal(group, signal.SIGKILL)
+    assert lab.ask("sleep .3; cat /sys/fs/cgroup/box/in/cgroup.procs").split() == []
+    lab.ask("rmdir /sys/fs/cgroup/box/in /sys/fs/cgroup/box")
+
+
+def test_a_hundred_rounds(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    before = guest.read_memory(guest.kernel.symbol("_text"), 1 << 20)
+    at = guest.kernel.symbol("__x64_sys_getppid")
+    for _ in range(ROUNDS):
+        with guest.paused():
+            pass
+        entry = guest.write_memory(at, bytes.fromhex("b892100000c3"), code=True)
+        pid = sleeper(lab)
+        assert lab.ask("sh -c 'echo $PPID'").strip() == "4242"
+        guest.signal(pid, signal.SIGKILL)
+        assert status(lab) == "137"
+        guest.undo(entry.id)
+    assert guest.read_memory(guest.kernel.symbol("_text"), 1 << 20) == before
+    assert lab.ask("sh -c 'echo $PPID'").strip() != "4242"
+    assert healthy(lab)
+
+
+def sleeper(lab: LabGuest) -> int:
+    """A process that sleeps; its parent waits for it, and `status` tells what it saw."""
+    lab.ask("rm -f /tmp/pid /tmp/status")
+    lab.ask("(sleep 1000 & echo $! >/tmp/pid~; mv /tmp/pid~ /tmp/pid; wait $!; echo $? >/tmp/status~;"
+            " mv /tmp/status~ /tmp/status) </dev/null >/dev/null 2>&1 &")  # fmt: skip
+    return int(lab.ask("while [ ! -e /tmp/pid ]; do :; done; cat /tmp/pid"))
+
+
+def status(lab: LabGuest) -> str:
+    """The status that the sleeper's parent got from wait(2), as a shell tells it."""
+    return lab.ask("while [ ! -e /tmp/status ]; do sleep .02; done; cat /tmp/status").strip()
+
+
+def healthy(lab: LabGuest) -> bool:
+    """Whether the guest's kernel has nothing to complain about."""
+    return not re.search(r"BUG|Oops|WARNING|Call Trace|stall|lockup|hung", lab.ask("dmesg"))

@@ -24,6 +24,16 @@ COMMANDS: Final = {
     "maps": "vmi_inside.cli.maps:maps",
     "lsmod": "vmi_inside.cli.lsmod:lsmod",
     "profile": "vmi_inside.cli.profile:profile",
+    "pause": "vmi_inside.cli.pause:pause",
+    "resume": "vmi_inside.cli.resume:resume",
+    "regs": "vmi_inside.cli.regs:regs",
+    "write": "vmi_inside.cli.write:write",
+    "journal": "vmi_inside.cli.journal:journal",
+    "undo": "vmi_inside.cli.undo:undo",
+    "kill": "vmi_inside.cli.kill:kill",
+    "stop": "vmi_inside.cli.kill:stop",
+    "cont": "vmi_inside.cli.kill:cont",
+    "nice": "vmi_inside.cli.kill:nice",
     "completion": "vmi_inside.cli.completion:completion",
 }
 
@@ -40,6 +50,7 @@ SECTIONS: Final = {
         "meminfo", "slabinfo",
     ),
     "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
+    "Control": ("pause", "resume", "regs", "write", "kill", "stop", "cont", "nice", "journal", "undo"),
     "More": (),
 }  # fmt: skip
 

@@ -52,9 +52,9 @@ def address(value: int) -> str:
 
 _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
     **dict.fromkeys(("resident_size", "total_size", "memory"), size),
-    **dict.fromkeys(("start_time", "boot_time", "clock"), moment),
+    **dict.fromkeys(("start_time", "boot_time", "clock", "time"), moment),
     **dict.fromkeys(("user_time", "system_time"), duration),
-    **dict.fromkeys(("address", "kaslr_offset"), address),
+    **dict.fromkeys(("address", "kaslr_offset", "value"), address),
 }
 
 

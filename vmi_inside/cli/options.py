@@ -29,8 +29,11 @@ class Target:
     connect: str | None = None
     raw_split: int | None = None
 
-    def attach(self, output: Output) -> Guest:
-        """The guest, attached; what is to be said about that goes to stderr. Use as a context manager."""
+    def attach(self, output: Output, *, writable: bool = False, pausing: bool = False) -> Guest:
+        """The guest, attached, read-only unless `writable`. Use as a context manager.
+
+        What is to be said about attaching goes to stderr.
+        """
         import warnings
 
         from vmi_inside import guest
@@ -38,8 +41,9 @@ class Target:
         messages.about(self.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", guest.Notice)  # they are in the guest's notices, too
+            consent = {name: True for name, given in (("writable", writable), ("pausing", pausing)) if given}
             found = guest.attach(
-                self.name, connect=self.connect, raw_split=self.raw_split, resident_limit=RESIDENT_LIMIT
+                self.name, connect=self.connect, raw_split=self.raw_split, resident_limit=RESIDENT_LIMIT, **consent
             )
         output.attached(found)
         return found

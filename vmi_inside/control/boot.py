@@ -17,7 +17,7 @@ _START = ("start_boottime", "real_start_time")  # renamed in 5.5
 def boot_identity(kernel: Kernel) -> str:
     """32 hexadecimal digits. Raises `GuestGone` when the guest's memory does not hold that kernel any more."""
     told = [kernel.profile.build_id or kernel.profile.banner, f"{kernel.profile.origin:x}", f"{kernel.space.root:x}"]
-    # The stack canary of the first idle task is drawn once (boot_init_stack_canary, arch/x86/include/asm/stackprotector.h).
+    # The first idle task's stack canary is drawn once (boot_init_stack_canary, arch/x86/include/asm/stackprotector.h).
     first = kernel.object("task_struct", "init_task")
     names = [name for name in ("stack_canary",) if first.has(name)]
     if names:

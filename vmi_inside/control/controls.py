@@ -122,13 +122,17 @@ class Controls:
         """Every change that was made to this guest from this account, the oldest first."""
         return self._transactions.journal.entries()
 
+    def standing(self) -> list[Entry]:
+        """The changes that can be undone, the newest first."""
+        return self._transactions.standing()
+
     def undo(self, number: int) -> Entry:
         """Take one change back: exactly what stood there before. Raises `Conflict`, `NotUndoable`."""
         return self._transactions.undo(number)
 
     def undo_all(self) -> list[Entry]:
         """Take back all changes of this boot that still stand, the last first. Stops at the first that cannot be."""
-        return [self.undo(entry.id) for entry in self._transactions.standing()]
+        return [self.undo(entry.id) for entry in self.standing()]
 
     # -- the guest's own code -----------------------------------------------------------------------------------------
 

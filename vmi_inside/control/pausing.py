@@ -90,7 +90,8 @@ class Pausing:
     def paused(self, found: bool | None = None, *, debug: bool = False) -> Iterator[Pause]:
         """The guest stands still meanwhile. Nests. Raises `Busy`, `GuestGone`, `ControlError`.
 
-        With `debug` all is ready for `debugger` when the pause begins, which makes it shorter. `found` says whether it stood before all this, where that is known better than by looking.
+        With `debug` all is ready for `debugger` when the pause begins, which makes it shorter. `found` says whether it
+        stood before all this, where that is known better than by looking.
         """
         with self.locked():
             if self._pause is not None:

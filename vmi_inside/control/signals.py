@@ -16,7 +16,6 @@ from vmi_inside.control.transaction import Change
 from vmi_inside.errors import ControlError, Unsafe
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_TGID
-from vmi_inside.structs import texts
 
 #: SEND_SIG_PRIV (include/linux/sched/signal.h): the signal comes from the kernel, and nobody's leave is asked.
 _FROM_KERNEL: Final = 1
@@ -39,12 +38,12 @@ def targets(kernel: Kernel, pids: Iterable[int], *, force: bool = False) -> list
     found = []
     for pid in dict.fromkeys(pids):
         task = find_process(kernel, pid).fetch("comm", "flags")
-        name = texts(task.fetch("comm")._columns["comm"])[0]
+        name = task.text("comm")[0]
         if not force:
             if int(task.unsigned("flags")[0]) & PF_KTHREAD:
                 raise Unsafe(f"{pid} ({name}) is a thread of the kernel; nothing was done (--force would do it)")
             if pid == 1:
-                raise Unsafe(f"1 ({name}) is the process that all others come from; nothing was done (--force would do it)")
+                raise Unsafe(f"1 ({name}) is every process's ancestor; nothing was done (--force would do it)")
         found.append(Target(pid, name, int(task.address[0]), started(task)))
     return found
 
@@ -66,7 +65,9 @@ def send(change: Change, to: Sequence[Target], number: int) -> list[Target]:
             if code == -_ESRCH:
                 gone.append(one)
             elif code:
-                raise ControlError(f"the kernel refuses to send {name(number)} to {one.pid} ({one.name}): error {-code}")
+                raise ControlError(
+                    f"the kernel refuses to send {name(number)} to {one.pid} ({one.name}): error {-code}"
+                )
     return gone
 
 

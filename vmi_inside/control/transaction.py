@@ -66,7 +66,7 @@ class Change:
         return self._read(pieces(self.kernel, space, address, size))
 
     def write(self, address: int, new: bytes, *, expect: bytes | None = None, space: str = KERNEL) -> None:
-        """Write data. Raises `Conflict` when not `expect` stands there, `PageFault` and `NoMemory`: nothing is written."""
+        """Write data. Raises `Conflict` when not `expect` stands there, `PageFault`, `NoMemory`: nothing is written."""
         self.apply([(address, new, expect)], space=space)
 
     def code(self, address: int, new: bytes, *, expect: bytes | None = None) -> None:
@@ -142,7 +142,7 @@ class Change:
         return b"".join(bytes(self._memory.read(one.pa, one.end - one.start) or b"") for one in where)
 
     def put_back(self) -> None:
-        """Put back all that this entry's writes changed, the last first. Raises `ControlError` when bytes are others'."""
+        """Put back what this entry's writes changed, the last first. Raises `ControlError` where bytes are others'."""
         for one in reversed(self.entry.writes):
             where = pieces(self.kernel, one.space, one.address, len(one.new))
             stands = self._read(where)
@@ -233,11 +233,8 @@ class Transactions:
                     for group in [[one] for one in back] if overlap else [back]:
                         change._apply(group)
                 except Conflict as error:
-                    later = [
-                        other.id for other in self.journal.entries()
-                        if other.id > number and other.state == "done" and other.boot == entry.boot and _meet(other, entry)
-                    ]  # fmt: skip
-                    hint = f"; undo {', '.join(map(str, reversed(later)))} first" if later else ""
+                    later = [one.id for one in self.standing() if one.id > number and _meet(one, entry)]
+                    hint = f"; undo {', '.join(map(str, later))} first" if later else ""
                     raise Conflict(f"entry {number}: {error}{hint}") from error
             return change.entry
 

@@ -54,7 +54,7 @@ def decode(body: bytes) -> bytes:
 
 
 class Decoder:
-    """Takes bytes as they come, and gives acknowledgements (`b"+"`, `b"-"`) and packets (`b"$..."`) as they are whole."""
+    """Takes bytes as they come; gives acknowledgements (`b"+"`, `b"-"`) and packets (`b"$..."`) as they are whole."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

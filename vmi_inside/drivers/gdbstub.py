@@ -79,7 +79,7 @@ class GdbStub:
                 )
             #: The stub's names of the vCPUs, in their order.
             self.threads = self._threads()
-            #: The registers, in the order of the `g` packet; of one QEMU they stay the same, and need not be asked again.
+            #: The registers, in the order of the `g` packet: of one QEMU always the same, and asked for only once.
             self.layout = layout or self._description()
             if layout:
                 self._feature("target.xml")  # a stub sets registers only for those who have asked for this
@@ -342,5 +342,6 @@ class GdbStub:
     def _silent(self, command: bytes) -> ControlError:
         kind: Callable[[str], ControlError] = Busy if not hasattr(self, "threads") else ControlError
         return kind(
-            f"{self.name}: QEMU's gdb stub does not answer ({command[:20].decode('latin-1')}); another debugger may hold it"
+            f"{self.name}: QEMU's gdb stub does not answer ({command[:20].decode('latin-1')}); "
+            "another debugger may hold it"
         )

@@ -1,4 +1,4 @@
-"""A running QEMU machine, held by its levers: stopped, let go, and looked into by a gdb stub that is started at run time.
+"""A running QEMU machine, held by its levers: stopped, let go, looked into by a gdb stub that is started at run time.
 
 Knows how a stub is started and ended through QEMU's human monitor, and who else may have one. How the monitor is
 reached, and how a machine is stopped, is told by `Levers`, which `qmp` and `domains` give.

@@ -1,4 +1,4 @@
-"""Guest RAM in another process's private memory, copied out by process_vm_readv(2), and written by process_vm_writev(2).
+"""Guest RAM in another process's private memory, copied out by process_vm_readv(2), written by process_vm_writev(2).
 
 Knows the system call, its vectors and its errors, and how to notice that the process is gone. Which ranges of which
 process are guest RAM is told by `qemu`.

@@ -145,7 +145,7 @@ class WritableSharedMemory(SharedMemory):
     """`SharedMemory` whose files were opened for writing."""
 
     def write(self, pa: int, data: bytes) -> None:
-        """See `WritableMemory.write`. What is read through stays mapped read-only; a write maps its pages for itself."""
+        """See `WritableMemory.write`. What is read through stays read-only; a write maps its pages for itself."""
         parts = self._placement.parts(pa, len(data))
         if parts is None:
             raise NoMemory(pa, len(data))
