@@ -116,9 +116,7 @@ def arena(lab: LabGuest) -> Iterator[Arena]:
         finally:
             if len(guest.gates()):
                 guest.allow()
-            lab.ask(
-                "killall one two boxed one.child one.orphan 2>/dev/null; rm -rf /run/exercise", check=False
-            )
+            lab.ask("killall one two boxed one.child one.orphan 2>/dev/null; rm -rf /run/exercise", check=False)
         changed = np.flatnonzero(made.text() != before)
         assert not len(changed), [guest.kernel.profile.symbol_at(guest.kernel.symbol("_stext") + at) for at in changed]
         assert made.room_is_padding()

@@ -34,6 +34,9 @@ COMMANDS: Final = {
     "stop": "vmi_inside.cli.kill:stop",
     "cont": "vmi_inside.cli.kill:cont",
     "nice": "vmi_inside.cli.kill:nice",
+    "deny": "vmi_inside.cli.deny:deny",
+    "allow": "vmi_inside.cli.allow:allow",
+    "gates": "vmi_inside.cli.gates:gates",
     "completion": "vmi_inside.cli.completion:completion",
 }
 
@@ -50,7 +53,9 @@ SECTIONS: Final = {
         "meminfo", "slabinfo",
     ),
     "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
-    "Control": ("pause", "resume", "regs", "write", "kill", "stop", "cont", "nice", "journal", "undo"),
+    "Control": (
+        "pause", "resume", "regs", "write", "kill", "stop", "cont", "nice", "deny", "allow", "gates", "journal", "undo",
+    ),
     "More": (),
 }  # fmt: skip
 

@@ -90,7 +90,7 @@ class Change:
         self._apply(planned)
 
     def make(self, writes: Iterable[Write]) -> None:
-        """Several writes, of data and of code, as one: each says what it expects (`old`), in which order they are made."""
+        """Several writes, of data and of code, as one, made in this order: each says what it expects (`old`)."""
         self._apply(list(writes))
 
     @property

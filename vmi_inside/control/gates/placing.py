@@ -61,6 +61,7 @@ class Denial:
     unix: bool = False
     errno: str = "EACCES"
     force: bool = False
+    reason: str = ""
 
     def __post_init__(self) -> None:
         known(self.operation)
@@ -135,13 +136,15 @@ class Placing:
             except ValueError as error:
                 raise ControlError(f"no more gates: {error}") from None
 
-        reason = f"deny {asked.operation} to {asked.subject}"
+        reason = _because(f"deny {asked.operation} to {asked.subject}", asked.reason)
         outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True)
         if asked.subject.children and not dry:
             self._mark_the_rest(after, asked.subject, reason)
         return outcome
 
-    def allow(self, operation: str | None, subject: Subject | None, *, dry: bool = False) -> Outcome:
+    def allow(
+        self, operation: str | None, subject: Subject | None, reason: str = "", *, dry: bool = False
+    ) -> Outcome:  # fmt: skip
         """Take the rules out that deny this; None stands for any. Raises `ControlError` when there is none."""
         bit = known(operation).bit if operation is not None else 0
         cleared = [0]
@@ -171,7 +174,7 @@ class Placing:
 
         words = f"{operation or 'anything'} to {subject or 'anybody'}"
         detail = {"gate": "allow", "operation": operation or "", "subject": str(subject or "")}
-        outcome, before = self._do(plan, f"allow {words}", detail, dry=dry, coming=False)
+        outcome, before = self._do(plan, _because(f"allow {words}", reason), detail, dry=dry, coming=False)
         if cleared[0] and not dry:
             self._again(lambda: self._unmark(before, cleared[0]), f"allow {words}: children made meanwhile")
         return outcome
@@ -271,3 +274,7 @@ def _changes(state: State, address: list[int], word: list[int], *, set_: int = 0
             "task_struct: a word that nothing uses",
         ) for at, old in zip(address, word, strict=True)
     ]  # fmt: skip
+
+
+def _because(what: str, reason: str) -> str:
+    return f"{what}: {reason}" if reason else what

@@ -185,7 +185,7 @@ def descendants(rows: Structs, pid: int, born: int, marked: Mask) -> Mask:
     order = np.argsort(rows.address)
     above = order[np.minimum(np.searchsorted(rows.address[order], parent), len(order) - 1)]
     known = rows.address[above] == parent
-    mine = marked | ((tgid == pid) & (rows.unsigned("start_boottime") == np.uint64(born)))
+    mine: Mask = marked | ((tgid == pid) & (rows.unsigned("start_boottime") == np.uint64(born)))
     for _ in range(_GENERATIONS):
         more = (known & mine[above]) | np.isin(tgid, tgid[mine])
         if not (more & ~mine).any():

@@ -142,7 +142,8 @@ class Site:
             image[CODE_AT : CODE_AT + len(code)] = code
             for at, piece in layout.encode(self.base, replace(after, hooks=tuple(wanted.values()))).items():
                 image[at : at + len(piece)] = piece
-        records, code_changes = [], []
+        records: list[Change] = []
+        code_changes: list[Change] = []
         for start, end in _differences(raw, bytes(image)):
             where = records if start < CODE_AT else code_changes
             what = "code of gates" if start >= CODE_AT else "records of gates"
