@@ -5,7 +5,7 @@
  * sends, and holds what comes back against that; beside it writes to pipes, files and unix sockets, and counts in a second
  * thread. /run/exercise/NAME has a line for each: how often it went well, how often it was refused, with which errno last,
  * and how often what came back was wrong. SIGUSR1 makes a child of the same kind (NAME.child), SIGUSR2 one whose parent
- * ends (NAME.orphan).
+ * ends (NAME.orphan). `workload cost N` prints what a call on a socket takes.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -24,6 +24,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "net.h"
@@ -331,4 +332,30 @@ again:
 			}
 		}
 	}
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1e9 + t.tv_nsec;
+}
+
+/* Nanoseconds that the shortest call on a socket takes: receiving where nothing waits. The best of ten rounds. */
+void cost(int n)
+{
+	char byte;
+	int fd = inet_bound("127.0.0.1", 0, SOCK_DGRAM, 0);
+	double best = 1e18;
+
+	for (int round = 0; round < 10; round++) {
+		double start = now();
+
+		for (int i = 0; i < n; i++)
+			recv(fd, &byte, 1, MSG_DONTWAIT);
+		double took = (now() - start) / n;
+		best = took < best ? took : best;
+	}
+	printf("%.0f\n", best);
 }

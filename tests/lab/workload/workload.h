@@ -35,6 +35,7 @@ noreturn void agent(const char *path);
 /* Answers on that port, and a process that uses it, among much else; see exercise.c. */
 noreturn void echo(int port);
 noreturn void exercise(const char *name, const char *ip, int port, int uid);
+void cost(int n);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */
 void start_peer(void);
 scenario tcp, box;

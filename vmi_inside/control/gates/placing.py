@@ -115,15 +115,18 @@ class Placing:
             if before is not None and not self.site.ours(before):
                 raise Conflict("gates of another version of vmi-inside stand there; take those out first")
             bit = known(asked.operation).bit
-            for slot, rule in list(state.rules.items()):
-                if rule.operations == bit and rules.same(rule, asked.subject, found):
-                    raise Conflict(f"{asked.operation} is denied to {asked.subject} already")
-                stale = asked.subject.pid is not None and rule.pid == asked.subject.pid and rule.first != found.first
-                if stale and rule.operations == bit and rule.scope == Scope.PROCESS:
-                    state = replace(state, rules={at: one for at, one in state.rules.items() if at != slot})
-            marks: list[Change] = []
+            alike = {slot: rule for slot, rule in state.rules.items() if rule.operations == bit}
+            if any(rules.same(rule, asked.subject, found) for rule in alike.values()):
+                raise Conflict(f"{asked.operation} is denied to {asked.subject} already")
+            # Of an earlier process with that pid nothing is left that its rule could be for.
+            stale = {
+                slot: rule for slot, rule in alike.items() if rule.scope == Scope.PROCESS and rule.pid == found.pid
+            }  # fmt: skip
+            state = replace(state, rules={slot: rule for slot, rule in state.rules.items() if slot not in stale})
+            more = self._uncount(stale.values())
             if found.scope == Scope.MARKED:
                 found, marks = self._mark(state, found)
+                more += marks
             slot = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
             rule = Rule(
                 bit, found.scope, operations.families(known(asked.operation), unix=asked.unix), ERRNOS[asked.errno],
@@ -132,7 +135,7 @@ class Placing:
             )  # fmt: skip
             after = replace(state, rules=dict(sorted({**state.rules, slot: rule}.items())))
             try:
-                return self.site.plan(before, raw, after), marks, after
+                return self.site.plan(before, raw, after), more, after
             except ValueError as error:
                 raise ControlError(f"no more gates: {error}") from None
 
@@ -166,10 +169,7 @@ class Placing:
             after = replace(before, rules={at: rule for at, rule in before.rules.items() if at not in gone})
             cleared[0] = sum({rule.number for rule in gone.values() if rule.scope == Scope.MARKED})
             changes = self._unmark(before, cleared[0]) if cleared[0] else []
-            for rule in gone.values():
-                count = self.kernel.space.read(rule.counter, 8) if rule.counter else b""
-                if any(count):
-                    changes.append(Change(rule.counter, count, bytes(8), "a word that nothing uses: refusals"))
+            changes += self._uncount(gone.values())
             return self.site.plan(before, raw, after), changes, before
 
         words = f"{operation or 'anything'} to {subject or 'anybody'}"
@@ -203,12 +203,24 @@ class Placing:
                         pause = change.pause
                         if made.inside:
                             change.nobody_in([self.site.code_range])
-                        change.make(Write(one.address, one.old, one.new, one in code) for one in changes)
+                        change.make(
+                            Write(one.address, b"" if one.moving else one.old, one.new, one in code) for one in changes
+                        )  # fmt: skip
                 except (Conflict, Unsafe, MemoryFault) as error:
                     refused = error
                     continue
             return Outcome(change.entry, pause.seconds, changes, made.notes), state
         raise refused or ControlError(f"{reason}: not done")
+
+    def _uncount(self, gone: Iterable[Rule]) -> list[Change]:
+        """Counts back to what they were: nothing."""
+        changes = []
+        for rule in gone:
+            count = self.kernel.space.read(rule.counter, 8) if rule.counter else b""
+            if any(count):
+                what = "a word that nothing uses: refusals"
+                changes.append(Change(rule.counter, count, bytes(8), what, moving=True))
+        return changes
 
     # -- marks --------------------------------------------------------------------------------------------------------
 

@@ -156,9 +156,12 @@ def _descend(kernel: Kernel, parts: list[str], path: str) -> Structs:
 def group_path(kernel: Kernel, rule: Rule, offsets: Offsets) -> str:
     """The path of a rule's group; empty when it is no more."""
     address = rule.first if offsets.ancestor_pointers else rule.second
-    group = kernel.structs("cgroup", [address]).fetch("level", "self.serial_nr")
+    group = kernel.structs("cgroup", [address]).fetch("level", "self.serial_nr", "self.flags")
+    online = kernel.profile.enumerator("CSS_ONLINE")
     if group.fault.any() or int(group.number("level")[0]) != rule.number:
         return ""
+    if online is not None and not int(group.unsigned("self.flags")[0]) & online:
+        return ""  # removed; its memory is not used anew yet
     if offsets.ancestor_pointers:
         same_one = int(group.unsigned("self.serial_nr")[0]) == rule.second
     else:

@@ -19,6 +19,7 @@ from vmi_inside.control.gates.offsets import Offsets, find_offsets
 from vmi_inside.control.gates.operations import OPERATIONS, Operation
 from vmi_inside.control.gates.place import PADDING, is_padding, padding, spare_bits, spare_words
 from vmi_inside.control.gates.stub import Code, Numbers, Target, assemble
+from vmi_inside.control.gates.tracing import Records
 from vmi_inside.errors import Conflict, Unsafe, Unsupported
 from vmi_inside.kernel import Kernel
 
@@ -29,12 +30,16 @@ _NEARBY: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Bytes to change: where, from what, to what; and what is there, for people."""
+    """Bytes to change: where, from what, to what; and what is there, for people.
+
+    `moving` says that the guest may have changed them since.
+    """
 
     address: int
     old: bytes
     new: bytes
     what: str
+    moving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Site:
         self.base = padding(kernel, AREA_SIZE)
         self.offsets: Offsets = find_offsets(kernel)
         self._codes: dict[int, Code] = {}
+        self._records: Records | None = None
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -142,7 +148,8 @@ class Site:
             image[CODE_AT : CODE_AT + len(code)] = code
             for at, piece in layout.encode(self.base, replace(after, hooks=tuple(wanted.values()))).items():
                 image[at : at + len(piece)] = piece
-        records: list[Change] = []
+        records = [change for at in wanted if at not in hooks for change in self._leave_alone(at, True)]
+        records += [change for at in hooks if at not in wanted for change in self._leave_alone(at, False)]
         code_changes: list[Change] = []
         for start, end in _differences(raw, bytes(image)):
             where = records if start < CODE_AT else code_changes
@@ -168,6 +175,19 @@ class Site:
         """Whether 5 bytes at an address are a jump into the room for gates."""
         low, high = self.code_range
         return raw[0] == 0xE9 and low <= at + SIZE + int.from_bytes(raw[1:5], "little", signed=True) <= high
+
+    def _leave_alone(self, at: int, alone: bool) -> Iterable[Change]:
+        """What tells the kernel's tracer to leave a function alone, or no more to."""
+        if self._records is None:
+            self._records = Records(self.kernel)
+        where, disabled = self._records.flags(at), self._records.disabled
+        if not where:
+            return
+        flags = self.kernel.space.read_u64(where)
+        new = flags | disabled if alone else flags & ~disabled
+        if new != flags:
+            what = f"tracing record of {self._named(at)}"
+            yield Change(where, flags.to_bytes(8, "little"), new.to_bytes(8, "little"), what)
 
     def _target(self, hook: Hook) -> bytes:
         """What stands at a function that was hooked, if it is as it was left."""
