@@ -49,7 +49,8 @@ class Arena:
     def start(self, name: str, *, ip: str = "127.0.0.1", uid: int = 0, through: str = "") -> int:
         """Let a process of that name exercise; its pid, once its connections stand."""
         self.lab.ask(
-            f"killall {name} 2>/dev/null; rm -f /run/exercise/{name}; ({through} workload exercise {name} {ip} 7100 {uid} >/dev/null 2>&1 &)"
+            f"killall {name} 2>/dev/null; rm -f /run/exercise/{name}; "
+            f"({through} workload exercise {name} {ip} 7100 {uid} >/dev/null 2>&1 &)"
         )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:

@@ -1,7 +1,8 @@
 """The kernel's list of the NOPs that it may turn into calls of a tracer, and how it is told to leave one alone.
 
-Knows `struct ftrace_page` and `struct dyn_ftrace` (kernel/trace/ftrace.c, include/linux/ftrace.h; 5.10 to 7.2). A tracer
-that finds other bytes than it left warns, and is shut down for good; a record that is marked as disabled it passes over.
+Knows `struct ftrace_page` and `struct dyn_ftrace` (kernel/trace/ftrace.c, include/linux/ftrace.h; 5.10 to 7.2). A
+tracer that finds other bytes than it left warns, and is shut down for good; a record that is marked as disabled it
+passes over.
 """
 
 from __future__ import annotations
