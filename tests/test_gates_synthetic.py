@@ -1,9 +1,10 @@
-"""Gates of made-up guests: where there is room, what stands, who stands in it; and guests that lie about all of that."""
+"""Gates of made-up guests: where there is room, what stands, who stands in it; and guests that lie about it."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from ipaddress import ip_network
+from typing import ClassVar
 
 import pytest
 
@@ -80,7 +81,7 @@ CURRENT = 0x8000
 class Profile(SyntheticProfile):
     """A profile that can tell what is close to an address, and what enumerators are worth."""
 
-    enumerators = {"READING_MODULE": 2, "LOADING_MODULE": 3, "FTRACE_FL_DISABLED": 1 << 25, "CSS_ONLINE": 2}
+    enumerators: ClassVar = {"READING_MODULE": 2, "LOADING_MODULE": 3, "FTRACE_FL_DISABLED": 1 << 25, "CSS_ONLINE": 2}
 
     def symbol_at(self, address: int) -> tuple[str, int] | None:
         ordered = sorted((value, name) for name, value in self.symbols.items())
