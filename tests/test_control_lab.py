@@ -478,9 +478,8 @@ def test_a_group_and_a_cgroup(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     told = lab.ask("for s in /proc/[0-9]*/stat; do cut -d' ' -f1,5 $s 2>/dev/null; done")
     assert group == sorted(int(line.split()[0]) for line in told.splitlines() if line.split()[1] == str(leader))
     assert len(group) == 4
-    lab.ask(
-        f"mkdir -p /sys/fs/cgroup/box/in; for p in {' '.join(map(str, group))}; do echo $p >/sys/fs/cgroup/box/in/cgroup.procs; done"
-    )
+    lab.ask("mkdir -p /sys/fs/cgroup/box/in")
+    lab.ask("".join(f"echo {pid} >/sys/fs/cgroup/box/in/cgroup.procs; " for pid in group))
     assert sorted(in_cgroup(guest.processes(), "/box")) == group
     guest.signal(group, signal.SIGKILL)
     assert lab.ask("sleep .3; cat /sys/fs/cgroup/box/in/cgroup.procs").split() == []
