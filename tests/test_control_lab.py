@@ -188,6 +188,27 @@ def test_one_vcpu_stands_while_the_other_runs(lab_boot: Callable[..., LabGuest])
         lab.ask(f"kill -9 {' '.join(pids)}")
 
 
+def test_killed_while_one_vcpu_stands(lab_boot: Callable[..., LabGuest]) -> None:
+    lab = lab_boot(workload="none")
+    code = (
+        "import sys, time, vmi_inside\n"
+        "guest = vmi_inside.attach(sys.argv[1], connect=sys.argv[2], pausing=True)\n"
+        "guest.vcpus[1].pause()\n"
+        "print('stands', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, lab.target, lab.uri or ""], stdout=subprocess.PIPE, cwd=ROOT
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"stands\n"
+        child.kill()
+        child.wait()
+    assert lab.ask("taskset 2 echo yes; taskset 1 echo yes", timeout=20).split() == ["yes", "yes"]
+    with lab.attach(pausing=True) as guest:
+        assert guest.vcpus[1].registers
+
+
 def test_a_debugger_of_the_users_own(lab: LabGuest, guest: vmi_inside.Guest, tmp_path: Path) -> None:
     assert guest.machine is not None
     guest.machine._hmp(f"gdbserver unix:{tmp_path}/gdb,server=on,wait=off")  # type: ignore[attr-defined]

@@ -154,7 +154,7 @@ class Controls:
         Raises `ControlError` for a process that is not there or has ended, `Unsafe` for kernel threads and process 1
         unless `force`, and when no vCPU can be borrowed for it.
         """
-        to = signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
+        to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
         with self.transaction(f"{signals.name(number)} to {words}", kind="signal", detail=detail, code=True) as change:
@@ -165,11 +165,15 @@ class Controls:
 
     def nice(self, pid: int | Iterable[int], value: int, *, force: bool = False) -> None:
         """Set the nice value of all threads of a process, or of several. Raises as `signal` does."""
-        to = signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
+        to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"nice": value, "pids": [one.pid for one in to]}
         with self.transaction(f"nice {value} for {words}", kind="nice", detail=detail, code=True) as change:
             signals.set_nice(change, to, value)
+
+    def _targets(self, pid: int | Iterable[int], force: bool) -> list[signals.Target]:
+        self._transactions.check()
+        return signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
 
     # -- the parts ----------------------------------------------------------------------------------------------------
 
