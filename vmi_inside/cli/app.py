@@ -34,6 +34,10 @@ COMMANDS: Final = {
     "stop": "vmi_inside.cli.kill:stop",
     "cont": "vmi_inside.cli.kill:cont",
     "nice": "vmi_inside.cli.kill:nice",
+    "limit": "vmi_inside.cli.limit:limit",
+    "setuid": "vmi_inside.cli.setuid:setuid",
+    "dropcaps": "vmi_inside.cli.dropcaps:dropcaps",
+    "sysctl": "vmi_inside.cli.sysctl:sysctl",
     "completion": "vmi_inside.cli.completion:completion",
 }
 
@@ -50,7 +54,10 @@ SECTIONS: Final = {
         "meminfo", "slabinfo",
     ),
     "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
-    "Control": ("pause", "resume", "regs", "write", "kill", "stop", "cont", "nice", "journal", "undo"),
+    "Control": (
+        "pause", "resume", "regs", "write", "kill", "stop", "cont", "nice", "limit", "setuid", "dropcaps", "sysctl",
+        "journal", "undo",
+    ),
     "More": (),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cached_property
 from typing import Any
 
-from vmi_inside.control import credentials, places, rlimits, signals
+from vmi_inside.control import credentials, places, rlimits, signals, sysctl
 from vmi_inside.control.borrow import borrow
 from vmi_inside.control.journal import Entry
 from vmi_inside.control.machine import Machine
@@ -184,7 +184,9 @@ class Controls:
         [to] = self._targets(pid, force)
         names = None if drop is None else sorted(drop)
         words = "all capabilities" if names is None else ", ".join(names)
-        with self.transaction(f"{words} taken from {pid} ({to.name})", kind="capabilities", detail={"pid": pid}) as change:
+        with self.transaction(
+            f"{words} taken from {pid} ({to.name})", kind="capabilities", detail={"pid": pid}
+        ) as change:
             credentials.drop_capabilities(change, to, names)
         return change.entry
 
@@ -194,8 +196,24 @@ class Controls:
         """Set a limit of a process (`nofile`, `as`, ...; see `rlimits.LIMITS`). `undo` takes it back."""
         [to] = self._targets(pid, force)
         words = ":".join("" if one is None else rlimits.shown(one) for one in (soft, hard))
-        with self.transaction(f"limit {name}={words} for {pid} ({to.name})", kind="limit", detail={"pid": pid}) as change:
+        with self.transaction(
+            f"limit {name}={words} for {pid} ({to.name})", kind="limit", detail={"pid": pid}
+        ) as change:
             rlimits.set_limit(change, to, name, soft, hard)
+        return change.entry
+
+    def sysctl(self, name: str) -> str:
+        """What a setting of the guest's kernel is set to (`kernel.panic`). Needs no control.
+
+        Raises `ControlError` when there is none, `Unsupported` for one that is more than a stored value.
+        """
+        return sysctl.value(self.kernel, sysctl.find_setting(self.kernel, name))
+
+    def set_sysctl(self, name: str, value: str) -> Entry:
+        """Set it, within the kernel's own bounds. `undo` takes it back. Raises as `sysctl` does."""
+        setting = sysctl.find_setting(self.kernel, name)
+        with self.transaction(f"{name} = {value}", kind="sysctl", detail={"name": name, "value": value}) as change:
+            sysctl.set_value(change, setting, value)
         return change.entry
 
     def _targets(self, pid: int | Iterable[int], force: bool) -> list[signals.Target]:
