@@ -188,6 +188,27 @@ def test_one_vcpu_stands_while_the_other_runs(lab_boot: Callable[..., LabGuest])
         lab.ask(f"kill -9 {' '.join(pids)}")
 
 
+def test_killed_while_one_vcpu_stands(lab_boot: Callable[..., LabGuest]) -> None:
+    lab = lab_boot(workload="none")
+    code = (
+        "import sys, time, vmi_inside\n"
+        "guest = vmi_inside.attach(sys.argv[1], connect=sys.argv[2], pausing=True)\n"
+        "guest.vcpus[1].pause()\n"
+        "print('stands', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, lab.target, lab.uri or ""], stdout=subprocess.PIPE, cwd=ROOT
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"stands\n"
+        child.kill()
+        child.wait()
+    assert lab.ask("taskset 2 echo yes; taskset 1 echo yes", timeout=20).split() == ["yes", "yes"]
+    with lab.attach(pausing=True) as guest:
+        assert guest.vcpus[1].registers
+
+
 def test_a_debugger_of_the_users_own(lab: LabGuest, guest: vmi_inside.Guest, tmp_path: Path) -> None:
     assert guest.machine is not None
     guest.machine._hmp(f"gdbserver unix:{tmp_path}/gdb,server=on,wait=off")  # type: ignore[attr-defined]
@@ -478,9 +499,8 @@ def test_a_group_and_a_cgroup(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     told = lab.ask("for s in /proc/[0-9]*/stat; do cut -d' ' -f1,5 $s 2>/dev/null; done")
     assert group == sorted(int(line.split()[0]) for line in told.splitlines() if line.split()[1] == str(leader))
     assert len(group) == 4
-    lab.ask(
-        f"mkdir -p /sys/fs/cgroup/box/in; for p in {' '.join(map(str, group))}; do echo $p >/sys/fs/cgroup/box/in/cgroup.procs; done"
-    )
+    lab.ask("mkdir -p /sys/fs/cgroup/box/in")
+    lab.ask("".join(f"echo {pid} >/sys/fs/cgroup/box/in/cgroup.procs; " for pid in group))
     assert sorted(in_cgroup(guest.processes(), "/box")) == group
     guest.signal(group, signal.SIGKILL)
     assert lab.ask("sleep .3; cat /sys/fs/cgroup/box/in/cgroup.procs").split() == []

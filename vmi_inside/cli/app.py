@@ -37,6 +37,10 @@ COMMANDS: Final = {
     "deny": "vmi_inside.cli.deny:deny",
     "allow": "vmi_inside.cli.allow:allow",
     "gates": "vmi_inside.cli.gates:gates",
+    "limit": "vmi_inside.cli.limit:limit",
+    "setuid": "vmi_inside.cli.setuid:setuid",
+    "dropcaps": "vmi_inside.cli.dropcaps:dropcaps",
+    "sysctl": "vmi_inside.cli.sysctl:sysctl",
     "completion": "vmi_inside.cli.completion:completion",
 }
 
@@ -55,6 +59,8 @@ SECTIONS: Final = {
     "Contents": ("files", "cat", "extract", "memdump", "read", "strings", "yara"),
     "Control": (
         "pause", "resume", "regs", "write", "kill", "stop", "cont", "nice", "deny", "allow", "gates", "journal", "undo",
+        "pause", "resume", "regs", "write", "kill", "stop", "cont", "nice", "limit", "setuid", "dropcaps", "sysctl",
+        "journal", "undo",
     ),
     "More": (),
 }  # fmt: skip

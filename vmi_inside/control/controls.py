@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cached_property
 from typing import Any
 
-from vmi_inside.control import places, signals
+from vmi_inside.control import credentials, places, rlimits, signals, sysctl
 from vmi_inside.control.borrow import borrow
 from vmi_inside.control.journal import Entry
 from vmi_inside.control.machine import Machine
@@ -158,7 +158,7 @@ class Controls:
         Raises `ControlError` for a process that is not there or has ended, `Unsafe` for kernel threads and process 1
         unless `force`, and when no vCPU can be borrowed for it.
         """
-        to = signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
+        to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
         with self.transaction(f"{signals.name(number)} to {words}", kind="signal", detail=detail, code=True) as change:
@@ -169,11 +169,60 @@ class Controls:
 
     def nice(self, pid: int | Iterable[int], value: int, *, force: bool = False) -> None:
         """Set the nice value of all threads of a process, or of several. Raises as `signal` does."""
-        to = signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
+        to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"nice": value, "pids": [one.pid for one in to]}
         with self.transaction(f"nice {value} for {words}", kind="nice", detail=detail, code=True) as change:
             signals.set_nice(change, to, value)
+
+    def set_ids(self, pid: int, uid: int | None = None, gid: int | None = None, *, force: bool = False) -> Entry:
+        """Make a process another user's, or another group's; see `credentials.set_ids`. `undo` takes it back."""
+        [to] = self._targets(pid, force)
+        words = ", ".join(f"{name} {value}" for name, value in (("uid", uid), ("gid", gid)) if value is not None)
+        with self.transaction(f"{words} for {pid} ({to.name})", kind="ids", detail={"pid": pid}) as change:
+            credentials.set_ids(change, to, uid, gid)
+        return change.entry
+
+    def drop_capabilities(self, pid: int, drop: Iterable[str] | None = None, *, force: bool = False) -> Entry:
+        """Take capabilities away from a process, all when None. `undo` gives them back."""
+        [to] = self._targets(pid, force)
+        names = None if drop is None else sorted(drop)
+        words = "all capabilities" if names is None else ", ".join(names)
+        with self.transaction(
+            f"{words} taken from {pid} ({to.name})", kind="capabilities", detail={"pid": pid}
+        ) as change:
+            credentials.drop_capabilities(change, to, names)
+        return change.entry
+
+    def set_limit(
+        self, pid: int, name: str, soft: int | None = None, hard: int | None = None, *, force: bool = False
+    ) -> Entry:
+        """Set a limit of a process (`nofile`, `as`, ...; see `rlimits.LIMITS`). `undo` takes it back."""
+        [to] = self._targets(pid, force)
+        words = ":".join("" if one is None else rlimits.shown(one) for one in (soft, hard))
+        with self.transaction(
+            f"limit {name}={words} for {pid} ({to.name})", kind="limit", detail={"pid": pid}
+        ) as change:
+            rlimits.set_limit(change, to, name, soft, hard)
+        return change.entry
+
+    def sysctl(self, name: str) -> str:
+        """What a setting of the guest's kernel is set to (`kernel.panic`). Needs no control.
+
+        Raises `ControlError` when there is none, `Unsupported` for one that is more than a stored value.
+        """
+        return sysctl.value(self.kernel, sysctl.find_setting(self.kernel, name))
+
+    def set_sysctl(self, name: str, value: str) -> Entry:
+        """Set it, within the kernel's own bounds. `undo` takes it back. Raises as `sysctl` does."""
+        setting = sysctl.find_setting(self.kernel, name)
+        with self.transaction(f"{name} = {value}", kind="sysctl", detail={"name": name, "value": value}) as change:
+            sysctl.set_value(change, setting, value)
+        return change.entry
+
+    def _targets(self, pid: int | Iterable[int], force: bool) -> list[signals.Target]:
+        self._transactions.check()
+        return signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
 
     # -- the parts ----------------------------------------------------------------------------------------------------
 

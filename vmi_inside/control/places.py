@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from vmi_inside.errors import ControlError, NoMemory, PageFault, Unsafe
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.tasks import PIDTYPE_TGID, pids
@@ -46,7 +48,7 @@ def find_process(kernel: Kernel, pid: int, kind: int = PIDTYPE_TGID) -> Structs:
     """The `task_struct` of a process, one row. Raises `ControlError` when there is none."""
     number, _, tasks = pids(kernel).tasks(kernel, kind)
     rows = [row for row, one in enumerate(number.tolist()) if one == pid]
-    found = tasks.select(rows[:1])  # type: ignore[arg-type]
+    found = tasks.select(np.array(rows[:1], dtype=np.intp))
     if not rows or found.address[0] == 0:
         raise ControlError(f"there is no process {pid} in the guest")
     return found

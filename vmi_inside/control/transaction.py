@@ -183,7 +183,7 @@ class Transactions:
             entry = self.journal.begin(kind, reason, self._boot, detail, command=" ".join(sys.argv[:40])[:400])
             try:
                 exits.enter_context(self.pausing.paused(debug=code))
-                self._check()
+                self.check()
             except BaseException:
                 self.journal.end(entry, "put back")
                 raise
@@ -270,7 +270,8 @@ class Transactions:
             raise ControlError(f"entry {change.entry.id} could not be put back: {error}") from error
         self.journal.end(change.entry, "put back")
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `GuestGone` when another kernel runs by now, or the same one in another boot."""
         if boot_identity(self.kernel) != self._boot:
             raise GuestGone(f"{self.pausing.machine.name}: the guest has rebooted since it was attached; attach again")
 

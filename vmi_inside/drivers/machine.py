@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, Protocol
 
-from vmi_inside.drivers.gdbstub import GdbStub, Register
+from vmi_inside.drivers.gdbregisters import Register
+from vmi_inside.drivers.gdbstub import GdbStub
 from vmi_inside.errors import Busy, ControlError
 
 _FOLDER: Final = "vmi-inside-gdb-"
