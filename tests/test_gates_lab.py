@@ -478,19 +478,22 @@ def test_a_tracer_leaves_gated_functions_alone(here: Arena) -> None:
     guest, pid = here.guest, here.start("one")
     tracing = "/sys/kernel/tracing"
     guest.deny("network", pid=pid)
-    here.lab.ask(f"mount -t tracefs tracefs {tracing}; cd {tracing} && echo function >current_tracer")  # everything
+    # All functions that begin with "sec", by leaving out the others: an emulated processor does not always live
+    # through the rewriting of all.
+    here.lab.ask(f"mount -t tracefs tracefs {tracing}; cd {tracing} && for no in '[!s]*' 's[!e]*' 'se[!c]*'; do "
+                 "echo $no >>set_ftrace_notrace || exit 1; done; echo function >current_tracer")  # fmt: skip
     try:
         refused(here.during("one")[0], NETWORK)
-        assert "security_task_kill" in here.lab.ask(f"cat {tracing}/trace | head -100000 | grep -m1 security_task_kill")
-        assert "security_socket" not in here.lab.ask(f"cat {tracing}/trace | grep -m1 security_socket_sendmsg; true")
+        here.lab.ask(f"grep -q -m1 security_task_kill {tracing}/trace")
+        assert here.lab.ask(f"grep -m1 security_socket_sendmsg {tracing}/trace; true") == ""
     finally:
-        here.lab.ask(f"cd {tracing} && echo nop >current_tracer; cd /; umount {tracing}")
+        here.lab.ask(f"cd {tracing} && echo nop >current_tracer; echo >set_ftrace_notrace; cd /; umount {tracing}")
     guest.allow("network", pid=pid)
     here.lab.ask(f"mount -t tracefs tracefs {tracing}; cd {tracing} && echo security_socket_sendmsg >set_ftrace_filter "
                  "&& echo function >current_tracer")  # fmt: skip
     try:
         went_on(here.during("one")[0], (*NETWORK, *LOCAL))
-        assert "security_socket_sendmsg" in here.lab.ask(f"cat {tracing}/trace | grep -m1 security_socket_sendmsg")
+        here.lab.ask(f"grep -q -m1 security_socket_sendmsg {tracing}/trace")
     finally:
         here.lab.ask(f"cd {tracing} && echo nop >current_tracer; echo >set_ftrace_filter; cd /; umount {tracing}")
 
