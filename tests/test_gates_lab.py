@@ -16,9 +16,9 @@ import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
-from vmi_inside.control.gates.layout import AREA_SIZE
 from vmi_inside.control.gates.standing import Site
 from vmi_inside.errors import Conflict, ControlError, Unsafe, Unsupported
+from vmi_inside.linux.gated import AREA_SIZE
 
 NETWORK = ("tcp4", "tcp6", "udp4", "udp6", "make", "sendfile", "splice")
 LOCAL = ("unix", "pipe", "files", "open", "exec", "kill", "self", "trace", "thread")

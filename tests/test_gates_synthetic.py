@@ -15,7 +15,7 @@ from tests.synthetic.ram import LARGE, NX, PRESENT, WRITE
 from tests.synthetic.structs import NEWER
 from vmi_inside.control.gates import layout
 from vmi_inside.control.gates.entries import find_entry
-from vmi_inside.control.gates.layout import AREA_SIZE, Hook, Rule, Scope, State
+from vmi_inside.control.gates.layout import Hook, Rule, Scope, State
 from vmi_inside.control.gates.listing import Gates, gates
 from vmi_inside.control.gates.operations import OPERATIONS
 from vmi_inside.control.gates.place import access, holes, is_padding, padding, spare_words
@@ -24,6 +24,7 @@ from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.gates.tracing import Records
 from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, PageFault, Unsafe, Unsupported
+from vmi_inside.linux.gated import AREA_SIZE, gated
 
 MORE = """
 task_thread 64
@@ -156,10 +157,10 @@ def rule(**more: object) -> Rule:
 
 
 def test_room_is_the_end_of_the_padding(guest: GatedGuest) -> None:
-    assert padding(guest.kernel, AREA_SIZE) == BASE
-    assert is_padding(guest.kernel, BASE, AREA_SIZE)
+    assert padding(guest.kernel) == BASE
+    assert is_padding(guest.kernel, BASE)
     guest.write(BASE - 1, b"\x90")
-    assert not is_padding(guest.kernel, BASE, AREA_SIZE)
+    assert not is_padding(guest.kernel, BASE)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_where_there_is_no_room_it_is_said(guest: GatedGuest, lie: str) -> None:
     else:
         guest.map_image(NX | LARGE | PRESENT if lie == "not executable" else 0)
     with pytest.raises(Unsupported, match="no room for code"):
-        padding(guest.kernel, AREA_SIZE)
+        padding(guest.kernel)
     table = gates(guest.kernel)
     assert not len(table)
     assert "no room for code" in table.notes[0]
@@ -264,6 +265,19 @@ def test_gates_are_told_from_memory(guest: GatedGuest) -> None:
     assert table.errno.tolist() == ["EACCES"] * 4 + ["EPERM"]
     assert not any(table.fault)
     assert gates(guest.kernel, columns=("pid", "refused")).columns == ("pid", "refused", "fault")
+
+
+def test_what_looks_at_the_text_can_name_it(guest: GatedGuest) -> None:
+    assert gated(guest.kernel) is None
+    hook = Hook(guest.profile.symbol("security_file_open"), b"\x0f\x1f\x44\0\0")
+    guest.place(State(5, b"12345678", 0, (hook,), {0: rule()}))
+    found = gated(guest.kernel)
+    assert found is not None
+    assert (found.start, found.end, found.hooks) == (BASE, BASE + AREA_SIZE - 1, {hook.at: hook.found})
+    guest.write(BASE + 16, b"\xff\xff\xff\xff")
+    assert gated(guest.kernel) is None
+    del guest.profile.symbols["__entry_text_end"]
+    assert gated(guest.kernel) is None
 
 
 def test_lies_are_marked(guest: GatedGuest) -> None:
