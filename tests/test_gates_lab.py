@@ -459,43 +459,46 @@ def test_without_consent_nothing_is_written(one_kernel: Arena) -> None:
         assert reader.deny("network", pid=pid, dry_run=True).changes
 
 
+@contextmanager
+def traced(lab: LabGuest, functions: str) -> Iterator[Callable[[str], bool]]:
+    """The guest traces these functions meanwhile. Gives what tells whether one was called."""
+    folder = "/sys/kernel/tracing"
+    lab.ask(f"mount -t tracefs tracefs {folder}; cd {folder} && echo '{functions}' >set_ftrace_filter "
+            "&& echo function >current_tracer")  # fmt: skip
+
+    def called(function: str) -> bool:
+        # Not while it goes on: reading makes more of it.
+        told = lab.ask(f"cd {folder} && echo 0 >tracing_on; grep -m1 {function} trace; echo 1 >tracing_on")
+        return function in told
+
+    try:
+        yield called
+    finally:
+        lab.ask(f"cd {folder} && echo nop >current_tracer; echo >set_ftrace_filter; cd /; umount {folder}")
+
+
 def test_a_function_that_is_traced_is_somebody_elses(here: Arena) -> None:
     guest, pid = here.guest, here.start("one")
-    tracing = "/sys/kernel/tracing"
-    here.lab.ask(f"mount -t tracefs tracefs {tracing}; cd {tracing} && echo security_socket_sendmsg >set_ftrace_filter "
-                 "&& echo function >current_tracer")  # fmt: skip
-    try:
+    with traced(here.lab, "security_socket_sendmsg"):
         with pytest.raises(Unsafe, match=r"security_socket_sendmsg is being traced"):
             guest.deny("network", pid=pid)
         guest.deny("exec", pid=pid)  # that is another function
         guest.allow("exec", pid=pid)
-    finally:
-        here.lab.ask(f"cd {tracing} && echo nop >current_tracer && echo >set_ftrace_filter; cd /; umount {tracing}")
     assert here.room_is_padding()
 
 
 def test_a_tracer_leaves_gated_functions_alone(here: Arena) -> None:
     guest, pid = here.guest, here.start("one")
-    tracing = "/sys/kernel/tracing"
     guest.deny("network", pid=pid)
-    # All functions that begin with "sec", by leaving out the others: an emulated processor does not always live
-    # through the rewriting of all.
-    here.lab.ask(f"mount -t tracefs tracefs {tracing}; cd {tracing} && for no in '[!s]*' 's[!e]*' 'se[!c]*'; do "
-                 "echo $no >>set_ftrace_notrace || exit 1; done; echo function >current_tracer")  # fmt: skip
-    try:
+    # Not all functions there are: an emulated processor does not always live through the rewriting of so many.
+    with traced(here.lab, "security_*") as called:
         refused(here.during("one")[0], NETWORK)
-        here.lab.ask(f"grep -q -m1 security_task_kill {tracing}/trace")
-        assert here.lab.ask(f"grep -m1 security_socket_sendmsg {tracing}/trace; true") == ""
-    finally:
-        here.lab.ask(f"cd {tracing} && echo nop >current_tracer; echo >set_ftrace_notrace; cd /; umount {tracing}")
+        assert called("security_task_kill")
+        assert not called("security_socket_sendmsg")
     guest.allow("network", pid=pid)
-    here.lab.ask(f"mount -t tracefs tracefs {tracing}; cd {tracing} && echo security_socket_sendmsg >set_ftrace_filter "
-                 "&& echo function >current_tracer")  # fmt: skip
-    try:
+    with traced(here.lab, "security_socket_sendmsg") as called:
         went_on(here.during("one")[0], (*NETWORK, *LOCAL))
-        here.lab.ask(f"grep -q -m1 security_socket_sendmsg {tracing}/trace")
-    finally:
-        here.lab.ask(f"cd {tracing} && echo nop >current_tracer; echo >set_ftrace_filter; cd /; umount {tracing}")
+        assert called("security_socket_sendmsg")
 
 
 def test_a_hundred_rounds_under_load(one_kernel: Arena) -> None:
