@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from vmi_inside.control.machine import HARDWARE, Debugger, Stop
+from vmi_inside.control.machine import HARDWARE, Debugger
+from vmi_inside.control.pausing import uninterrupted
 from vmi_inside.control.places import KERNEL, pieces
 from vmi_inside.control.transaction import Change
 from vmi_inside.errors import ControlError, MemoryFault, NoMember, NoSymbol, Unsafe, Unsupported
@@ -81,22 +82,22 @@ class Borrowed:
             "rax": 0, "rsp": stack, "rip": address, "eflags": saved["eflags"] & ~(_INTERRUPTS | _DIRECTION),
         })  # fmt: skip
         deadline = time.monotonic() + timeout
-        try:
-            while True:
-                debugger.cont()
-                stop = debugger.wait(max(deadline - time.monotonic(), 0))
-                if stop is None:
-                    debugger.interrupt()
-                    raise Unsafe(
-                        f"{function} has not returned in {timeout:g} s, and the vCPU was put back; what it had begun, "
-                        "such as a lock that it took, stays"
-                    )
-                now = debugger.registers(self.vcpu)
-                if (now["rip"], now["rsp"]) == (saved["rip"], saved["rsp"]):
-                    return now["rax"]
-                _pass(debugger, stop, saved["rip"], self._skip, but=self.vcpu)
-        finally:
-            debugger.set_registers(self.vcpu, {name: saved[name] for name in _GENERAL})
+        with uninterrupted():  # half of a function is never what is wanted
+            try:
+                while True:
+                    debugger.cont()
+                    if debugger.wait(max(deadline - time.monotonic(), 0)) is None:
+                        debugger.interrupt()
+                        raise Unsafe(
+                            f"{function} has not returned in {timeout:g} s, and the vCPU was put back; what it had "
+                            "begun, such as a lock that it took, stays"
+                        )
+                    now = debugger.registers(self.vcpu)
+                    if (now["rip"], now["rsp"]) == (saved["rip"], saved["rsp"]):
+                        return now["rax"]
+                    _pass(debugger, saved["rip"], self._skip, but=self.vcpu)
+            finally:
+                debugger.set_registers(self.vcpu, {name: saved[name] for name in _GENERAL})
 
 
 @contextmanager
@@ -108,6 +109,7 @@ def borrow(change: Change, *, clean: bool = True, patience: float = PATIENCE) ->
     `Unsafe` when no vCPU comes in `patience` seconds, `Unsupported` on kernels that have no such place.
     """
     kernel = change.kernel
+    change.run_freely()
     place, skip = _place(kernel)
     change.hold(points=[[HARDWARE, place, 1]])
     debugger = change.debugger
@@ -158,20 +160,19 @@ def _bring(
                 reason = _unfit(kernel, saved, clean)
                 if not reason:
                     return stop.vcpu, saved
-            _pass(debugger, stop, place, skip)
+            _pass(debugger, place, skip)
             # The same interrupt at once would meet the same code: let the guest go on a little.
             debugger.cont()
-            stop = debugger.wait(_BREATH)
-            if stop is None:
+            if debugger.wait(_BREATH) is None:
                 debugger.interrupt()
             else:
-                _pass(debugger, stop, place, skip)
+                _pass(debugger, place, skip)
             turn += 1
         if time.monotonic() > deadline:
             raise Unsafe(f"no safe moment to borrow a vCPU in {patience:g} s: {reason}; nothing was done")
 
 
-def _pass(debugger: Debugger, stop: Stop, place: int, skip: int, but: int = -1) -> None:
+def _pass(debugger: Debugger, place: int, skip: int, but: int = -1) -> None:
     """Lead vCPUs that stand at the place over its first instruction, which does nothing."""
     for vcpu in range(len(debugger.threads)):
         if vcpu != but and debugger.registers(vcpu)["rip"] == place:

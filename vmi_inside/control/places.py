@@ -54,6 +54,15 @@ def find_process(kernel: Kernel, pid: int, kind: int = PIDTYPE_TGID) -> Structs:
     return found
 
 
+def is_there(kernel: Kernel, space: str) -> bool:
+    """Whether that space still is: a process's ends with it."""
+    try:
+        _tables(kernel, space)
+    except ControlError:
+        return False
+    return True
+
+
 def started(task: Structs) -> int:
     """When a task was started, in nanoseconds since boot: with its pid it names the task for good."""
     return int(task.fetch(_START).unsigned(_START)[0])
@@ -91,7 +100,7 @@ def _pieces(kernel: Kernel, space: str, address: int, size: int, write: bool) ->
 
 def _tables(kernel: Kernel, space: str) -> AddressSpace:
     """The page tables of a space. Raises `ControlError` when its process is gone."""
-    if space == KERNEL:
+    if space in (KERNEL, PHYSICAL):
         return kernel.space
     word, _, rest = space.partition(" ")
     pid, _, start = rest.partition(" ")

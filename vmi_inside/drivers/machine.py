@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from vmi_inside.drivers.gdbregisters import Register
 from vmi_inside.drivers.gdbstub import GdbStub
-from vmi_inside.errors import Busy, ControlError
+from vmi_inside.errors import Busy, ControlError, Unsupported
 
 _FOLDER: Final = "vmi-inside-gdb-"
 
@@ -86,6 +86,8 @@ class QemuMachine:
         Gives what connects to it: that stops the machine, which had better stand still by then. Raises `Busy` when
         somebody else has a stub.
         """
+        if not self.pid:
+            raise Unsupported(f"{self.name}: QEMU's gdb stub cannot be reached from here; run vmi-inside on its host")
         self._free()
         folder = self._folder()
         try:
