@@ -493,6 +493,57 @@ def test_a_function_that_does_not_return(lab: LabGuest, guest: vmi_inside.Guest)
     assert healthy(lab)
 
 
+def test_what_is_a_processs_ends_with_it(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    pid = sleeper(lab)
+    told = f"grep -E '^(Uid|Gid|Cap)' /proc/{pid}/status; cat /proc/{pid}/limits"
+    before = lab.ask(told)
+    entries = [
+        guest.set_ids(pid, 1000, 1001), guest.drop_capabilities(pid), guest.set_limit(pid, "nofile", 64, 128),
+        guest.write_memory(guest.place("task_struct.comm", pid), b"renamed\0"),
+    ]  # fmt: skip
+    assert re.search(r"Uid:\s+1000\s+1000\s+1000\s+1000\s", lab.ask(told))
+    assert len(guest.undo_all()) == 4
+    assert lab.ask(told) == before
+    entries = [guest.set_ids(pid, 1000), guest.set_limit(pid, "nofile", 64, 128)]
+    guest.signal(pid, signal.SIGKILL)
+    assert status(lab) == "137"
+    for entry in entries:
+        with pytest.raises(NotUndoable, match="has ended"):
+            guest.undo(entry.id)
+    assert guest.standing() == []
+    with pytest.raises(Unsafe, match="ancestor"):
+        guest.set_ids(1, 1000)
+    with pytest.raises(Unsafe, match="shares"):
+        guest.set_ids(2, 1000, force=True)
+    assert healthy(lab)
+
+
+def test_settings(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    told = lab.ask(
+        "cd /proc/sys; for f in kernel/* vm/* fs/* net/core/* net/ipv4/*; do [ -f $f ] && v=$(cat $f 2>/dev/null) &&"
+        " echo $f=$v; done; true"
+    )
+    same = 0
+    for line in told.splitlines():
+        name, _, value = line.partition("=")
+        try:
+            found = guest.sysctl(name)
+        except (Unsupported, ControlError):
+            continue
+        same += found.split() == value.split()
+        assert found.split() == value.split() or value != lab.ask(f"cat /proc/sys/{name}").strip(), name
+    assert same > 100
+    for name, value in (("kernel.printk", "1 2 3 4"), ("vm/swappiness", "7"), ("net.ipv4.ip_forward", "1")):
+        try:
+            entry = guest.set_sysctl(name, value)
+        except Unsupported:
+            continue
+        path = f"/proc/sys/{name.replace('.', '/')}"
+        assert lab.ask(f"cat {path}").split() == value.split()
+        guest.undo(entry.id)
+        assert lab.ask(f"cat {path}").split() != value.split()
+
+
 def test_a_paused_guest_is_not_made_to_run(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     pid = sleeper(lab)
     with guest.paused(), pytest.raises(Unsafe, match="paused"):
