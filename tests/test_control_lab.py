@@ -513,8 +513,6 @@ def test_what_is_a_processs_ends_with_it(lab: LabGuest, guest: vmi_inside.Guest)
     assert guest.standing() == []
     with pytest.raises(Unsafe, match="ancestor"):
         guest.set_ids(1, 1000)
-    with pytest.raises(Unsafe, match="shares"):
-        guest.set_ids(2, 1000, force=True)
     assert healthy(lab)
 
 
