@@ -15,6 +15,7 @@ import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
+from vmi_inside.control import machine
 from vmi_inside.control.borrow import borrow
 from vmi_inside.control.groups import in_cgroup, in_group
 from vmi_inside.errors import Busy, Conflict, ControlError, MemoryFault, NotUndoable, Unsafe, Unsupported, VmiError
@@ -207,6 +208,39 @@ def test_killed_while_one_vcpu_stands(lab_boot: Callable[..., LabGuest]) -> None
     assert lab.ask("taskset 2 echo yes; taskset 1 echo yes", timeout=20).split() == ["yes", "yes"]
     with lab.attach(pausing=True) as guest:
         assert guest.vcpus[1].registers
+
+
+def test_breakpoints_and_watched_memory(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    at = guest.kernel.symbol("__x64_sys_getppid")
+    jiffies = guest.kernel.symbol("jiffies_64")
+    for kind in (machine.SOFTWARE, machine.HARDWARE):
+        caller = subprocess.Popen(
+            [sys.executable, "-c", "import sys; from tests.test_control_lab import agent; agent(*sys.argv[1:])",
+             lab.uri or "", lab.name, "sleep 1; for i in 1 2 3 4; do sh -c :; done"], cwd=ROOT,
+        )  # fmt: skip
+        with guest.vcpus.debugger() as debugger:
+            debugger.set(kind, at)
+            debugger.cont()
+            stop = debugger.wait(20)
+            assert stop is not None
+            assert debugger.registers(stop.vcpu)["rip"] == at
+            debugger.clear(kind, at)
+        assert caller.wait(20) == 0
+    with guest.vcpus.debugger() as debugger:
+        debugger.set(machine.WRITE, jiffies, 8)
+        debugger.cont()
+        stop = debugger.wait(10)
+        assert stop is not None
+        assert stop.watch == jiffies
+    assert ticks(lab)
+    assert healthy(lab)
+
+
+def agent(uri: str, name: str, command: str) -> None:
+    """Ask a guest something from another process."""
+    from tests.lab.libvirt import Daemon
+
+    Daemon(Path(uri.partition("socket=")[2]).parents[1], 0).guest(name).ask(command)
 
 
 def test_a_debugger_of_the_users_own(lab: LabGuest, guest: vmi_inside.Guest, tmp_path: Path) -> None:
@@ -439,6 +473,40 @@ def test_stopped_and_gone_on(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     assert status(lab) == "137"
     with pytest.raises(ControlError, match="no process"):
         guest.signal(pid)
+
+
+def test_what_a_parent_sees(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    def told() -> list[str]:
+        return lab.ask("sleep .2; cat /tmp/told").splitlines()[1:]
+
+    lab.ask("rm -f /tmp/told; workload wait /tmp/told sleep 1000 </dev/null >/dev/null 2>&1 &")
+    pid = int(lab.ask("while [ ! -s /tmp/told ]; do :; done; cat /tmp/told").split()[1])
+    for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM):
+        guest.signal(pid, number)
+        assert told()
+    assert told() == ["stopped 19", "continued", "stopped 19", "continued", "killed 15"]
+
+
+def test_one_that_sleeps_and_is_not_to_be_disturbed(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    """In state D: a parent of vfork, which a signal ends if it is fatal. Others wait for it to wake."""
+    lab.ask("workload start dstate")
+    pid, child = (
+        next(row.pid for row in guest.processes() if (row.name, row.state) == (name, state))
+        for name, state in (("dstate", "D"), ("dstate-child", "S"))
+    )
+
+    def pending() -> int:
+        return int(lab.ask(f"sleep .1; sed -n 's/ShdPnd:\\t//p' /proc/{pid}/status"), 16)
+
+    assert pending() == 0
+    guest.signal(pid, signal.SIGTSTP)
+    assert pending() == 1 << signal.SIGTSTP - 1
+    guest.signal(pid, signal.SIGKILL)
+    assert lab.ask(f"sleep .2; grep State /proc/{pid}/status").split()[1] == "Z"  # its parent waits for nobody
+    parent = next(row.parent for row in guest.processes() if row.pid == pid)
+    guest.signal([child, parent], signal.SIGKILL)
+    assert lab.ask(f"sleep .2; test -e /proc/{pid} || echo gone").strip() == "gone"
+    assert healthy(lab)
 
 
 def test_whom_not_to_signal(lab: LabGuest, guest: vmi_inside.Guest) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NoReturn
 
 from vmi_inside.control.machine import HARDWARE, Debugger
 from vmi_inside.control.pausing import uninterrupted
@@ -68,7 +68,7 @@ class Borrowed:
         """Call a kernel function, by its name or address, with up to six integers; gives RAX, unsigned.
 
         The other vCPUs run meanwhile. Raises `Unsafe` when it has not returned in `timeout` seconds: the vCPU is put
-        back to where it was, and what the function had begun stays as it is. Raises `NoSymbol`.
+        back to where it was, if it can be, and what the function had begun stays as it is. Raises `NoSymbol`.
         """
         if len(arguments) > len(_ARGUMENTS):
             raise ControlError(f"{len(arguments)} arguments; a kernel function is called with six at the most")
@@ -83,21 +83,29 @@ class Borrowed:
         })  # fmt: skip
         deadline = time.monotonic() + timeout
         with uninterrupted():  # half of a function is never what is wanted
-            try:
-                while True:
-                    debugger.cont()
-                    if debugger.wait(max(deadline - time.monotonic(), 0)) is None:
-                        debugger.interrupt()
-                        raise Unsafe(
-                            f"{function} has not returned in {timeout:g} s, and the vCPU was put back; what it had "
-                            "begun, such as a lock that it took, stays"
-                        )
-                    now = debugger.registers(self.vcpu)
-                    if (now["rip"], now["rsp"]) == (saved["rip"], saved["rsp"]):
-                        return now["rax"]
-                    _pass(debugger, saved["rip"], self._skip, but=self.vcpu)
-            finally:
-                debugger.set_registers(self.vcpu, {name: saved[name] for name in _GENERAL})
+            while True:
+                debugger.cont()
+                stop = debugger.wait(max(deadline - time.monotonic(), 0))
+                if stop is None:
+                    debugger.interrupt()
+                now = debugger.registers(self.vcpu)
+                if (now["rip"], now["rsp"]) == (saved["rip"], saved["rsp"]):
+                    self._put_back()
+                    return now["rax"]
+                if stop is None:
+                    self._give_up(function, timeout, now)
+                _pass(debugger, saved["rip"], self._skip, but=self.vcpu)
+
+    def _put_back(self) -> None:
+        self._debugger.set_registers(self.vcpu, {name: self._saved[name] for name in _GENERAL})
+
+    def _give_up(self, function: str | int, timeout: float, now: Mapping[str, int]) -> NoReturn:
+        """Raise `Unsafe`; the vCPU is put back, if it still is in what was called, and on its stack."""
+        what = f"{function} has not returned in {timeout:g} s"
+        if now["cs"] & 3 or not self._saved["rsp"] - _STACK_ROOM <= now["rsp"] < self._saved["rsp"]:
+            raise Unsafe(f"{what}, and its vCPU does something else by now: it slept, or the guest rebooted")
+        self._put_back()
+        raise Unsafe(f"{what}, and the vCPU was put back; what it had begun, such as a lock that it took, stays")
 
 
 @contextmanager

@@ -32,6 +32,8 @@ __attribute__((format(printf, 1, 2))) void shell(const char *command, ...);
 int must(int value, const char *what);
 
 noreturn void agent(const char *path);
+/* Runs a program, and writes what wait(2) says of it into a file; see waiter.c. */
+noreturn void wait_for(const char *path, char **program);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */
 void start_peer(void);
 scenario tcp, box;
