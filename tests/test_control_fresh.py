@@ -15,7 +15,7 @@ import pytest
 import vmi_inside
 from tests.lab import LabError
 from tests.lab.guest import LabGuest
-from vmi_inside.errors import GuestGone, NotUndoable, VmiError
+from vmi_inside.errors import GuestGone, NotUndoable, Unsafe, VmiError
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,6 +70,22 @@ def test_rebooted_in_between(lab_fresh: Callable[..., LabGuest]) -> None:
         with pytest.raises(NotUndoable, match="rebooted"):
             guest.undo(entry.id)
         assert lab.ask("hostname").strip() == "lab"
+
+
+def test_a_guest_that_panics_in_the_middle(lab_fresh: Callable[..., LabGuest]) -> None:
+    lab = lab_fresh(workload="none")
+    with lab.attach(writable=True) as guest:
+        words = guest.kernel.symbol("linux_banner")
+        with pytest.raises(Unsafe, match="has not returned"):
+            guest.call("panic", words)
+    deadline = time.monotonic() + 120
+    while lab.console_tail(1 << 20).count("lab: ready") < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "Kernel panic - not syncing: Linux version" in lab.console_tail(1 << 20)
+    assert lab.ask("hostname").strip() == "lab"
+    with lab.attach(writable=True) as guest:
+        assert guest.vcpus[0].registers
+    assert lab.ask("hostname").strip() == "lab"
 
 
 def test_ended_while_it_is_held(lab_fresh: Callable[..., LabGuest]) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
+from vmi_inside.control import machine
 from vmi_inside.control.borrow import borrow
 from vmi_inside.control.groups import in_cgroup, in_group
 from vmi_inside.errors import Busy, Conflict, ControlError, MemoryFault, NotUndoable, Unsafe, Unsupported, VmiError
@@ -209,6 +210,39 @@ def test_killed_while_one_vcpu_stands(lab_boot: Callable[..., LabGuest]) -> None
         assert guest.vcpus[1].registers
 
 
+def test_breakpoints_and_watched_memory(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    at = guest.kernel.symbol("__x64_sys_getppid")
+    jiffies = guest.kernel.symbol("jiffies_64")
+    for kind in (machine.SOFTWARE, machine.HARDWARE):
+        caller = subprocess.Popen(
+            [sys.executable, "-c", "import sys; from tests.test_control_lab import agent; agent(*sys.argv[1:])",
+             lab.uri or "", lab.name, "sleep 1; for i in 1 2 3 4; do sh -c :; done"], cwd=ROOT,
+        )  # fmt: skip
+        with guest.vcpus.debugger() as debugger:
+            debugger.set(kind, at)
+            debugger.cont()
+            stop = debugger.wait(20)
+            assert stop is not None
+            assert debugger.registers(stop.vcpu)["rip"] == at
+            debugger.clear(kind, at)
+        assert caller.wait(20) == 0
+    with guest.vcpus.debugger() as debugger:
+        debugger.set(machine.WRITE, jiffies, 8)
+        debugger.cont()
+        stop = debugger.wait(10)
+        assert stop is not None
+        assert stop.watch == jiffies
+    assert ticks(lab)
+    assert healthy(lab)
+
+
+def agent(uri: str, name: str, command: str) -> None:
+    """Ask a guest something from another process."""
+    from tests.lab.libvirt import Daemon
+
+    Daemon(Path(uri.partition("socket=")[2]).parents[1], 0).guest(name).ask(command)
+
+
 def test_a_debugger_of_the_users_own(lab: LabGuest, guest: vmi_inside.Guest, tmp_path: Path) -> None:
     assert guest.machine is not None
     guest.machine._hmp(f"gdbserver unix:{tmp_path}/gdb,server=on,wait=off")  # type: ignore[attr-defined]
@@ -317,8 +351,9 @@ def test_a_processs_memory(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     finally:
         lab.ask(f"kill -9 {pid}; rm -f /tmp/tell /tmp/told")
     time.sleep(0.2)
-    with pytest.raises((NotUndoable, ControlError)):
+    with pytest.raises(NotUndoable, match="has ended"):
         guest.undo(1)
+    assert guest.standing() == []
 
 
 def mapped(guest: vmi_inside.Guest, at: int, pid: int) -> bool:
@@ -440,6 +475,40 @@ def test_stopped_and_gone_on(lab: LabGuest, guest: vmi_inside.Guest) -> None:
         guest.signal(pid)
 
 
+def test_what_a_parent_sees(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    def told() -> list[str]:
+        return lab.ask("sleep .2; cat /tmp/told").splitlines()[1:]
+
+    lab.ask("rm -f /tmp/told; workload wait /tmp/told sleep 1000 </dev/null >/dev/null 2>&1 &")
+    pid = int(lab.ask("while [ ! -s /tmp/told ]; do :; done; cat /tmp/told").split()[1])
+    for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM):
+        guest.signal(pid, number)
+        assert told()
+    assert told() == ["stopped 19", "continued", "stopped 19", "continued", "killed 15"]
+
+
+def test_one_that_sleeps_and_is_not_to_be_disturbed(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    """In state D: a parent of vfork, which a signal ends if it is fatal. Others wait for it to wake."""
+    lab.ask("workload start dstate")
+    pid, child = (
+        next(row.pid for row in guest.processes() if (row.name, row.state) == (name, state))
+        for name, state in (("dstate", "D"), ("dstate-child", "S"))
+    )
+
+    def pending() -> int:
+        return int(lab.ask(f"sleep .1; sed -n 's/ShdPnd:\\t//p' /proc/{pid}/status"), 16)
+
+    assert pending() == 0
+    guest.signal(pid, signal.SIGTSTP)
+    assert pending() == 1 << signal.SIGTSTP - 1
+    guest.signal(pid, signal.SIGKILL)
+    assert lab.ask(f"sleep .2; grep State /proc/{pid}/status").split()[1] == "Z"  # its parent waits for nobody
+    parent = next(row.parent for row in guest.processes() if row.pid == pid)
+    guest.signal([child, parent], signal.SIGKILL)
+    assert lab.ask(f"sleep .2; test -e /proc/{pid} || echo gone").strip() == "gone"
+    assert healthy(lab)
+
+
 def test_whom_not_to_signal(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     for pid, words in ((1, "ancestor"), (2, "thread of the kernel")):
         with pytest.raises(Unsafe, match=words):
@@ -490,6 +559,77 @@ def test_a_function_that_does_not_return(lab: LabGuest, guest: vmi_inside.Guest)
         change.code(spin, before)
     assert uid(lab) == "0"
     assert healthy(lab)
+
+
+def test_what_is_a_processs_ends_with_it(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    pid = sleeper(lab)
+    told = f"grep -E '^(Uid|Gid|Cap)' /proc/{pid}/status; cat /proc/{pid}/limits"
+    before = lab.ask(told)
+    entries = [
+        guest.set_ids(pid, 1000, 1001), guest.drop_capabilities(pid), guest.set_limit(pid, "nofile", 64, 128),
+        guest.write_memory(guest.place("task_struct.comm", pid), b"renamed\0"),
+    ]  # fmt: skip
+    assert re.search(r"Uid:\s+1000\s+1000\s+1000\s+1000\s", lab.ask(told))
+    assert len(guest.undo_all()) == 4
+    assert lab.ask(told) == before
+    entries = [guest.set_ids(pid, 1000), guest.set_limit(pid, "nofile", 64, 128)]
+    guest.signal(pid, signal.SIGKILL)
+    assert status(lab) == "137"
+    for entry in entries:
+        with pytest.raises(NotUndoable, match="has ended"):
+            guest.undo(entry.id)
+    assert guest.standing() == []
+    with pytest.raises(Unsafe, match="ancestor"):
+        guest.set_ids(1, 1000)
+    assert healthy(lab)
+
+
+def test_settings(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    told = lab.ask(
+        "cd /proc/sys; for f in kernel/* vm/* fs/* net/core/* net/ipv4/*; do [ -f $f ] && v=$(cat $f 2>/dev/null) &&"
+        " echo $f=$v; done; true"
+    )
+    same = 0
+    for line in told.splitlines():
+        name, _, value = line.partition("=")
+        try:
+            found = guest.sysctl(name)
+        except (Unsupported, ControlError):
+            continue
+        same += found.split() == value.split()
+        assert found.split() == value.split() or value != lab.ask(f"cat /proc/sys/{name}").strip(), name
+    assert same > 100
+    for name, value in (("kernel.printk", "1 2 3 4"), ("vm/swappiness", "7"), ("net.ipv4.ip_forward", "1")):
+        try:
+            entry = guest.set_sysctl(name, value)
+        except Unsupported:
+            continue
+        path = f"/proc/sys/{name.replace('.', '/')}"
+        assert lab.ask(f"cat {path}").split() == value.split()
+        guest.undo(entry.id)
+        assert lab.ask(f"cat {path}").split() != value.split()
+
+
+def test_a_paused_guest_is_not_made_to_run(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    pid = sleeper(lab)
+    with guest.paused(), pytest.raises(Unsafe, match="paused"):
+        guest.signal(pid)
+    guest.pause()
+    try:
+        with pytest.raises(Unsafe, match="paused"):
+            guest.signal(pid)
+        assert guest.machine is not None
+        assert guest.machine.paused
+    finally:
+        guest.resume()
+    guest.vcpus[0].pause()
+    with pytest.raises(Unsafe, match="paused"):
+        guest.signal(pid)
+    code = guest.kernel.symbol("__x64_sys_getppid")
+    guest.undo(guest.write_memory(code, bytes.fromhex("b892100000c3"), code=True).id)
+    guest.vcpus[0].resume()
+    guest.signal(pid)
+    assert status(lab) == "143"
 
 
 def test_a_group_and_a_cgroup(lab: LabGuest, guest: vmi_inside.Guest) -> None:

@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cached_property
 from typing import Any
 
-from vmi_inside.control import credentials, places, rlimits, signals, sysctl
+from vmi_inside.control import credentials, named, places, rlimits, signals, sysctl
 from vmi_inside.control.borrow import borrow
 from vmi_inside.control.journal import Entry
 from vmi_inside.control.machine import Machine
+from vmi_inside.control.named import Place
 from vmi_inside.control.pausing import Pause, Pausing
 from vmi_inside.control.places import KERNEL
 from vmi_inside.control.store import Store
@@ -73,34 +74,48 @@ class Controls:
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
-    def read_memory(self, address: int, size: int, *, pid: int | None = None, physical: bool = False) -> bytes:
-        """What stands at a kernel address, or one of process `pid`, or a physical one; whole or not at all.
+    def place(self, name: str, pid: int | None = None) -> Place:
+        """A place by its name: a symbol, `init_uts_ns.name.nodename`, `task_struct.comm` of process `pid`.
+
+        Raises `NoSymbol`, `NoMember`, `ControlError`; see `control.named` for what names there are.
+        """
+        return named.find_place(self.kernel, name, pid)
+
+    def read_memory(
+        self, where: int | Place, size: int | None = None, *, pid: int | None = None, physical: bool = False
+    ) -> bytes:
+        """What stands at a kernel address, or one of process `pid`, or a physical one, or a place; whole or not at all.
 
         Needs no control. Raises `PageFault`, `NoMemory`, `ControlError` (no such process).
         """
-        where = places.pieces(self.kernel, self._space(pid, physical), address, size)
-        return b"".join(bytes(self.memory.read(one.pa, one.end - one.start) or b"") for one in where)
+        at, space = self._address(where, pid, physical)
+        if size is None:
+            size = where.size if isinstance(where, Place) else 0
+        pieces = places.pieces(self.kernel, space, at, size)
+        return b"".join(bytes(self.memory.read(one.pa, one.end - one.start) or b"") for one in pieces)
 
     def write_memory(
-        self, address: int, data: bytes, *, expect: bytes | None = None, pid: int | None = None,
+        self, where: int | Place, data: bytes, *, expect: bytes | None = None, pid: int | None = None,
         physical: bool = False, code: bool = False, reason: str = "",
     ) -> Entry:  # fmt: skip
-        """Write at a kernel address, or one of process `pid`, or a physical one; refused whole when a byte is unmapped.
+        """Write where `read_memory` reads; refused whole when a byte is unmapped.
 
         `code` is for kernel code. Gives the journal's entry. Raises `Conflict` when not `expect` stands there,
-        `PageFault`, `NoMemory`, `Unsafe`.
+        `PageFault`, `NoMemory`, `Unsafe`, and `ControlError` for more than a place has room for.
         """
-        space = self._space(pid, physical)
-        with self.transaction(
-            reason or f"write of {len(data)} bytes at {address:#x}", kind="write", code=code
-        ) as change:
-            change.apply([(address, data, expect)], code=code, space=space)
+        at, space = self._address(where, pid, physical)
+        if isinstance(where, Place) and where.size and len(data) > where.size:
+            raise ControlError(f"there is room for {where.size} bytes at {at:#x}, not for {len(data)}")
+        with self.transaction(reason or f"write of {len(data)} bytes at {at:#x}", kind="write", code=code) as change:
+            change.apply([(at, data, expect)], code=code, space=space)
         return change.entry
 
-    def _space(self, pid: int | None, physical: bool) -> str:
+    def _address(self, where: int | Place, pid: int | None, physical: bool) -> tuple[int, str]:
+        if isinstance(where, Place):
+            return where.address, where.space
         if pid is not None:
-            return places.process_space(self.kernel, pid)
-        return places.PHYSICAL if physical else KERNEL
+            return where, places.process_space(self.kernel, pid)
+        return where, places.PHYSICAL if physical else KERNEL
 
     # -- changes ------------------------------------------------------------------------------------------------------
 

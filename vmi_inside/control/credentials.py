@@ -46,16 +46,16 @@ def set_ids(change: Change, of: Target, uid: int | None, gid: int | None) -> Non
     for number in (uid, gid):
         if number is not None and not 0 <= number < _ID_LIMIT:
             raise ControlError(f"{number} is no id of a user or group")
-    for cred in _creds(change.kernel, of):
-        layout = change.kernel.struct("cred")
-        writes = [
+    layout = change.kernel.struct("cred")
+    for cred, guards in _creds(change.kernel, of):
+        writes: list[tuple[int, bytes, bytes | None]] = [
             (cred + layout.member(name).offset, number.to_bytes(4, "little"), None)
             for names, number in ((_UIDS, uid), (_GIDS, gid)) if number is not None
             for name in names
         ]  # fmt: skip
         if uid:
             writes += [(cred + layout.member(name).offset, bytes(8), None) for name in _HELD]
-        change.apply(writes)
+        change.apply(guards + writes, space=of.space)
 
 
 def drop_capabilities(change: Change, of: Target, drop: Iterable[str] | None) -> None:
@@ -72,17 +72,20 @@ def drop_capabilities(change: Change, of: Target, drop: Iterable[str] | None) ->
                 raise ControlError(f"{name!r} is no capability like net_admin or CAP_SYS_PTRACE")
             mask |= 1 << CAPABILITIES.index(plain)
     layout = change.kernel.struct("cred")
-    for cred in _creds(change.kernel, of):
-        writes = []
+    for cred, writes in _creds(change.kernel, of):
         for name in _SETS:
             at = cred + layout.member(name).offset
             old = change.read(at, 8)
             writes.append((at, (int.from_bytes(old, "little") & ~mask).to_bytes(8, "little"), old))
-        change.apply(writes)
+        change.apply(writes, space=of.space)
 
 
-def _creds(kernel: Kernel, of: Target) -> Iterator[int]:
-    """The credentials of all threads of a process, each once. Raises `Unsafe` where they are not its own."""
+def _creds(kernel: Kernel, of: Target) -> Iterator[tuple[int, list[tuple[int, bytes, bytes | None]]]]:
+    """The credentials of all threads of a process, each once. Raises `Unsafe` where they are not its own.
+
+    With each come writes that change nothing: the pointers to it. They have undoing find out whether it is still the
+    process's, which may have taken other credentials since.
+    """
     if not same(kernel, of):
         raise ControlError(f"process {of.pid} ({of.name}) has ended")
     with kernel.operation():
@@ -96,4 +99,7 @@ def _creds(kernel: Kernel, of: Target) -> Iterator[int]:
     others = np.isin(cred[~mine], own) | np.isin(real[~mine], own)
     if others.any() or kernel.profile.find_symbol("init_cred") in own.tolist():
         raise Unsafe(f"process {of.pid} ({of.name}) shares its credentials with others; nothing was done")
-    yield from own.tolist()
+    at = tasks.at("cred")[mine]
+    for one in own.tolist():
+        pointer = one.to_bytes(8, "little")
+        yield one, [(where, pointer, pointer) for where in at[cred[mine] == one].tolist()]

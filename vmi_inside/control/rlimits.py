@@ -38,7 +38,7 @@ def set_limit(change: Change, of: Target, name: str, soft: int | None, hard: int
     new = [was if given is None else given for was, given in zip(now, (soft, hard), strict=True)]
     if not 0 <= new[0] <= new[1] <= UNLIMITED:
         raise ControlError(f"{name}: a soft limit of {shown(new[0])} does not go with a hard one of {shown(new[1])}")
-    change.write(at, b"".join(one.to_bytes(8, "little") for one in new), expect=old)
+    change.write(at, b"".join(one.to_bytes(8, "little") for one in new), expect=old, space=of.space)
 
 
 def shown(value: int) -> str:

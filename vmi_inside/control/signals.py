@@ -32,6 +32,11 @@ class Target:
     task: int
     started: int
 
+    @property
+    def space(self) -> str:
+        """The space of what the kernel keeps of it; see `places`."""
+        return f"task {self.pid} {self.started}"
+
 
 def targets(kernel: Kernel, pids: Iterable[int], *, force: bool = False) -> list[Target]:
     """These processes. Raises `ControlError` for one that is not there, `Unsafe` for kernel threads and process 1."""

@@ -74,6 +74,8 @@ def find_setting(kernel: Kernel, name: str) -> Setting:
             "set it inside the guest"
         )
     size = int(entry.number("maxlen")[0])
+    if handler == "proc_dobool":
+        size = 1  # whatever `maxlen` says: until 6.4 the size of an int was written there
     address = int(entry.pointer("data")[0])
     if not address or not 0 < size <= _SIZE_LIMIT:
         raise Unsupported(f"{name}: it is stored nowhere that could be written to")

@@ -55,6 +55,7 @@ class GdbStub:
         self._points: set[tuple[int, int, int]] = set()
         self._current = -1
         self._physical = False
+        self._running = False
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(timeout)
@@ -164,6 +165,7 @@ class GdbStub:
         which = None if vcpus is None else sorted(set(vcpus))
         command = "vCont;c" if which is None else "vCont" + "".join(f";c:{self.threads[one]}" for one in which)
         self._send(command.encode())
+        self._running = True
 
     def interrupt(self) -> Stop:
         """Stop all vCPUs."""
@@ -247,6 +249,8 @@ class GdbStub:
         return self._ask_bytes(command.encode()).decode("latin-1")
 
     def _ask_bytes(self, command: bytes) -> bytes:
+        if self._running:  # as when an exception came while it was waited for: a running guest answers nothing
+            self.interrupt()
         self._send(command)
         deadline = time.monotonic() + self._timeout
         while True:
@@ -263,6 +267,7 @@ class GdbStub:
         match = re.match(r"[TS]([0-9a-f]{2})", text)
         if not match:
             return bool(re.match(r"[WXN]", text))
+        self._running = False
         self._current = -1  # the stub looks at the vCPU that stopped now
         thread = re.search(r"thread:(p[0-9a-f]+\.[0-9a-f]+);", text)
         watch = re.search(r"watch:([0-9a-f]{1,16});", text)

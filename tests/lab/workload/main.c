@@ -1,9 +1,10 @@
 /*
  * What runs inside a lab guest, as one static binary.
  *
- * `agent TTY` answers the host, `init` reaps orphans, `hold NAME ...` sits there, and `start SCENARIO[=N] ...` makes
- * processes and sockets of shapes that a view from outside must get right. `start` returns when all of them are there,
- * and prints what went wrong: every process of a scenario holds the end of one pipe until it has settled.
+ * `agent TTY` answers the host, `init` reaps orphans, `hold NAME ...` sits there, `wait FILE ...` waits for a program,
+ * and `start SCENARIO[=N] ...` makes processes and sockets of shapes that a view from outside must get right. `start`
+ * returns when all of them are there, and prints what went wrong: every process of a scenario holds the end of one pipe
+ * until it has settled.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -184,6 +185,8 @@ int main(int argc, char **argv)
 		rename_self("%s", argv[2]);
 		settle();
 	}
+	if (!strcmp(mode, "wait") && argc > 3)
+		wait_for(argv[2], argv + 3);
 	if (!strcmp(mode, "title") && argc == 5)
 		title(argv);
 	if (!strcmp(mode, "echo") && argc == 3)
