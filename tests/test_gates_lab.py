@@ -16,7 +16,9 @@ import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
+from vmi_inside.control.gates.entries import find_entry
 from vmi_inside.control.gates.standing import Site
+from vmi_inside.control.machine import HARDWARE
 from vmi_inside.errors import Conflict, ControlError, Unsafe, Unsupported
 from vmi_inside.linux.gated import AREA_SIZE
 
@@ -168,8 +170,9 @@ def test_a_process_loses_its_network_and_lives_on_and_gets_it_back(everywhere: A
     done = guest.deny("network", pid=pid)
     one, two = here.during("one", "two")
     refused(one, NETWORK)
+    refused(one, ("packet",))
     went_on(one, LOCAL)
-    went_on(two, (*NETWORK, *LOCAL))
+    went_on(two, (*NETWORK, *LOCAL, "packet"))
     assert here.descriptors(pid).items() >= sockets.items()
     (row,) = guest.gates()
     assert (row.operation, row.scope, row.pid, row.name, row.alive) == ("network", "process", pid, "one", True)
@@ -179,7 +182,7 @@ def test_a_process_loses_its_network_and_lives_on_and_gets_it_back(everywhere: A
     guest.allow("network", pid=pid)
     assert not len(guest.gates())
     one, two = here.during("one", "two")
-    went_on(one, (*NETWORK, *LOCAL, "bind", "dial"))
+    went_on(one, (*NETWORK, *LOCAL, "bind", "dial", "packet"))
     went_on(two, (*NETWORK, *LOCAL))
     assert here.descriptors(pid).items() >= sockets.items()  # the same connections
     assert here.counts("one")["tcp4"][3] == here.counts("one")["tcp6"][3] == 0
@@ -350,6 +353,52 @@ def test_gates_of_several_operations_stand_together(one_kernel: Arena) -> None:
     guest.allow()
     for counts in here.during("one", "two"):
         went_on(counts, (*NETWORK, *LOCAL))
+
+
+# -- dangerous moments ------------------------------------------------------------------------------------------------
+
+
+def stop_at(guest: vmi_inside.Guest, address: int) -> None:
+    """Let the guest, which is paused, run until a vCPU is about to go on at an address."""
+    with guest.vcpus.debugger() as debugger:
+        debugger.set(HARDWARE, address)
+        debugger.cont()
+        stop = debugger.wait(60)
+        if stop is None:
+            debugger.interrupt()
+        debugger.clear(HARDWARE, address)
+        assert stop is not None
+        assert debugger.registers(stop.vcpu)["rip"] == address
+
+
+def test_a_vcpu_at_the_entry_that_is_to_be_gated(here: Arena) -> None:
+    guest, pid = here.guest, here.start("one")
+    entry = find_entry(guest.kernel, "security_socket_sendmsg")
+    assert entry is not None
+    with guest.paused():
+        stop_at(guest, entry.at)
+        guest.deny("network", pid=pid)
+    refused(here.during("one")[0], NETWORK)
+    guest.allow("network", pid=pid)
+    went_on(here.during("one")[0], (*NETWORK, *LOCAL))
+
+
+def test_nothing_changes_under_a_vcpu_in_the_code_of_a_gate(here: Arena) -> None:
+    guest, pid = here.guest, here.start("one")
+    guest.deny("network", pid=pid)
+    low, _ = Site(guest.kernel).code_range  # where rules begin to be read
+    with guest.paused():
+        stop_at(guest, low)
+        for change in (
+            lambda: guest.allow("network", pid=pid),
+            lambda: guest.deny("network", uid=4711),
+            lambda: guest.undo(guest.journal()[0].id),
+        ):
+            with pytest.raises(Unsafe, match="vCPU"):
+                change()
+    refused(here.during("one")[0], NETWORK)
+    guest.allow("network", pid=pid)
+    went_on(here.during("one")[0], (*NETWORK, *LOCAL))
 
 
 # -- controllers, pids, others ----------------------------------------------------------------------------------------

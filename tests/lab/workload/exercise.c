@@ -39,9 +39,9 @@ struct count {
 };
 
 /* In the order of the lines. */
-enum { TCP4, TCP6, UDP4, UDP6, MAKE, BIND, DIAL, SENDFILE, SPLICE, UNIX, PIPE, FILES, OPEN, EXEC, KILL, SELF, TRACE, THREAD, KINDS };
+enum { TCP4, TCP6, UDP4, UDP6, PACKET, MAKE, BIND, DIAL, SENDFILE, SPLICE, UNIX, PIPE, FILES, OPEN, EXEC, KILL, SELF, TRACE, THREAD, KINDS };
 static struct count counts[KINDS] = {
-	{ .name = "tcp4" }, { .name = "tcp6" }, { .name = "udp4" }, { .name = "udp6" }, { .name = "make" }, { .name = "bind" },
+	{ .name = "tcp4" }, { .name = "tcp6" }, { .name = "udp4" }, { .name = "udp6" }, { .name = "packet" }, { .name = "make" }, { .name = "bind" },
 	{ .name = "dial" }, { .name = "sendfile" }, { .name = "splice" }, { .name = "unix" }, { .name = "pipe" },
 	{ .name = "files" }, { .name = "open" }, { .name = "exec" }, { .name = "kill" }, { .name = "self" },
 	{ .name = "trace" }, { .name = "thread" },
@@ -225,6 +225,8 @@ static void act(int bulk, const char *ip, int port)
 		count(DIAL, connect(fd, (void *)&here, sizeof(here)));
 		close(fd);
 	}
+	if (count(PACKET, fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0)))
+		close(fd);
 	pid_t child = fork();
 	if (!child) {
 		execl("/bin/true", "true", (char *)NULL);
