@@ -138,6 +138,12 @@ def one_kernel(lab_boot: Callable[..., LabGuest]) -> Iterator[Arena]:
         yield made
 
 
+@pytest.fixture
+def one_vcpu(lab_boot: Callable[..., LabGuest]) -> Iterator[Arena]:
+    with arena(lab_boot(**SHAPES["6.12"])) as made:
+        yield made
+
+
 @pytest.fixture(params=list(SHAPES))
 def everywhere(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[Arena]:
     with arena(lab_boot(**SHAPES[request.param])) as made:
@@ -510,7 +516,11 @@ def test_without_consent_nothing_is_written(one_kernel: Arena) -> None:
 
 @contextmanager
 def traced(lab: LabGuest, functions: str) -> Iterator[Callable[[str], bool]]:
-    """The guest traces these functions meanwhile. Gives what tells whether one was called."""
+    """The guest traces these functions meanwhile. Gives what tells whether one was called.
+
+    For guests of one vCPU: emulated ones of several do not live through it for sure, gates or not (one goes on running
+    into a breakpoint that another has taken out again).
+    """
     folder = "/sys/kernel/tracing"
     lab.ask(f"mount -t tracefs tracefs {folder}; cd {folder} && echo '{functions}' >set_ftrace_filter "
             "&& echo function >current_tracer")  # fmt: skip
@@ -526,8 +536,9 @@ def traced(lab: LabGuest, functions: str) -> Iterator[Callable[[str], bool]]:
         lab.ask(f"cd {folder} && echo nop >current_tracer; echo >set_ftrace_filter; cd /; umount {folder}")
 
 
-def test_a_function_that_is_traced_is_somebody_elses(here: Arena) -> None:
-    guest, pid = here.guest, here.start("one")
+def test_a_function_that_is_traced_is_somebody_elses(one_vcpu: Arena) -> None:
+    here, guest = one_vcpu, one_vcpu.guest
+    pid = here.start("one")
     with traced(here.lab, "security_socket_sendmsg"):
         with pytest.raises(Unsafe, match=r"security_socket_sendmsg is being traced"):
             guest.deny("network", pid=pid)
@@ -536,10 +547,10 @@ def test_a_function_that_is_traced_is_somebody_elses(here: Arena) -> None:
     assert here.room_is_padding()
 
 
-def test_a_tracer_leaves_gated_functions_alone(here: Arena) -> None:
-    guest, pid = here.guest, here.start("one")
+def test_a_tracer_leaves_gated_functions_alone(one_vcpu: Arena) -> None:
+    here, guest = one_vcpu, one_vcpu.guest
+    pid = here.start("one")
     guest.deny("network", pid=pid)
-    # Not all functions there are: an emulated processor does not always live through the rewriting of so many.
     with traced(here.lab, "security_*") as called:
         refused(here.during("one")[0], NETWORK)
         assert called("security_task_kill")
