@@ -1,30 +1,28 @@
 """What an attached guest can be told to do: the methods that `Guest` has when control was asked for.
 
-Knows which part does what. Nothing is done here itself.
+Knows which part does what, and loads it when it is asked for. Nothing is done here itself.
 """
 
 from __future__ import annotations
 
-import signal
-import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vmi_inside.control import credentials, named, places, rlimits, signals, sysctl
-from vmi_inside.control.borrow import borrow
-from vmi_inside.control.journal import Entry
-from vmi_inside.control.machine import Machine
-from vmi_inside.control.named import Place
-from vmi_inside.control.pausing import Pause, Pausing
-from vmi_inside.control.places import KERNEL
-from vmi_inside.control.store import Store
-from vmi_inside.control.transaction import Change, Transactions
-from vmi_inside.control.vcpus import Vcpus
 from vmi_inside.errors import ControlError, Unsupported
-from vmi_inside.kernel import Kernel
 from vmi_inside.memory import PhysicalMemory, WritableMemory
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from vmi_inside.control.journal import Entry, Journal
+    from vmi_inside.control.machine import Machine
+    from vmi_inside.control.named import Place
+    from vmi_inside.control.pausing import Pause, Pausing
+    from vmi_inside.control.transaction import Change, Transactions
+    from vmi_inside.control.vcpus import Vcpus
+    from vmi_inside.kernel import Kernel
 
 
 class Controls:
@@ -70,6 +68,8 @@ class Controls:
     @cached_property
     def vcpus(self) -> Vcpus:
         """The vCPUs: registers, and each paused by itself."""
+        from vmi_inside.control.vcpus import Vcpus
+
         return Vcpus(self._pausing)
 
     # -- memory -------------------------------------------------------------------------------------------------------
@@ -79,7 +79,9 @@ class Controls:
 
         Raises `NoSymbol`, `NoMember`, `ControlError`; see `control.named` for what names there are.
         """
-        return named.find_place(self.kernel, name, pid)
+        from vmi_inside.control.named import find_place
+
+        return find_place(self.kernel, name, pid)
 
     def read_memory(
         self, where: int | Place, size: int | None = None, *, pid: int | None = None, physical: bool = False
@@ -88,11 +90,11 @@ class Controls:
 
         Needs no control. Raises `PageFault`, `NoMemory`, `ControlError` (no such process).
         """
-        at, space = self._address(where, pid, physical)
-        if size is None:
-            size = where.size if isinstance(where, Place) else 0
-        pieces = places.pieces(self.kernel, space, at, size)
-        return b"".join(bytes(self.memory.read(one.pa, one.end - one.start) or b"") for one in pieces)
+        from vmi_inside.control.places import pieces
+
+        place = self._place(where, pid, physical)
+        found = pieces(self.kernel, place.space, place.address, place.size if size is None else size)
+        return b"".join(bytes(self.memory.read(one.pa, one.end - one.start) or b"") for one in found)
 
     def write_memory(
         self, where: int | Place, data: bytes, *, expect: bytes | None = None, pid: int | None = None,
@@ -103,19 +105,23 @@ class Controls:
         `code` is for kernel code. Gives the journal's entry. Raises `Conflict` when not `expect` stands there,
         `PageFault`, `NoMemory`, `Unsafe`, and `ControlError` for more than a place has room for.
         """
-        at, space = self._address(where, pid, physical)
-        if isinstance(where, Place) and where.size and len(data) > where.size:
-            raise ControlError(f"there is room for {where.size} bytes at {at:#x}, not for {len(data)}")
+        place = self._place(where, pid, physical)
+        at = place.address
+        if place.size and len(data) > place.size:
+            raise ControlError(f"there is room for {place.size} bytes at {at:#x}, not for {len(data)}")
         with self.transaction(reason or f"write of {len(data)} bytes at {at:#x}", kind="write", code=code) as change:
-            change.apply([(at, data, expect)], code=code, space=space)
+            change.apply([(at, data, expect)], code=code, space=place.space)
         return change.entry
 
-    def _address(self, where: int | Place, pid: int | None, physical: bool) -> tuple[int, str]:
+    def _place(self, where: int | Place, pid: int | None, physical: bool) -> Place:
+        from vmi_inside.control import places
+        from vmi_inside.control.named import Place
+
         if isinstance(where, Place):
-            return where.address, where.space
+            return where
         if pid is not None:
-            return where, places.process_space(self.kernel, pid)
-        return where, places.PHYSICAL if physical else KERNEL
+            return Place(where, space=places.process_space(self.kernel, pid))
+        return Place(where, space=places.PHYSICAL if physical else places.KERNEL)
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -135,7 +141,7 @@ class Controls:
 
     def journal(self) -> list[Entry]:
         """Every change that was made to this guest from this account, the oldest first."""
-        return self._transactions.journal.entries()
+        return self._journal.entries()
 
     def standing(self) -> list[Entry]:
         """The changes that can be undone, the newest first."""
@@ -149,96 +155,6 @@ class Controls:
         """Take back all changes of this boot that still stand, the last first. Stops at the first that cannot be."""
         return [self.undo(entry.id) for entry in self.standing()]
 
-    # -- the guest's own code -----------------------------------------------------------------------------------------
-
-    def call(self, function: str | int, *arguments: int, reason: str = "", clean: bool = True) -> int:
-        """Call a function of the guest's kernel, by its symbol or address, on a borrowed vCPU; gives RAX, unsigned.
-
-        It runs in an interrupt: it must not sleep, nor turn interrupts on. With `clean` the vCPU was interrupted where
-        no lock is held. Raises `Unsafe` when there is no such moment, or the function does not return; `NoSymbol`.
-        """
-        words = ", ".join(f"{one:#x}" for one in arguments)
-        shown = function if isinstance(function, str) else f"{function:#x}"
-        detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
-        with (
-            self.transaction(reason or f"{shown}({words})", kind="call", detail=detail, code=True) as change,
-            borrow(change, clean=clean) as vcpu,
-        ):
-            change.detail["returned"] = f"{(value := vcpu.call(function, *arguments)):#x}"
-        return value
-
-    def signal(self, pid: int | Iterable[int], number: int = signal.SIGTERM, *, force: bool = False) -> None:
-        """Send a signal to a process, or to several, as the guest's kernel does it: with all its effects.
-
-        Raises `ControlError` for a process that is not there or has ended, `Unsafe` for kernel threads and process 1
-        unless `force`, and when no vCPU can be borrowed for it.
-        """
-        to = self._targets(pid, force)
-        words = ", ".join(f"{one.pid} ({one.name})" for one in to)
-        detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
-        with self.transaction(f"{signals.name(number)} to {words}", kind="signal", detail=detail, code=True) as change:
-            gone = signals.send(change, to, number)
-            change.detail["gone"] = [one.pid for one in gone]
-        if gone:
-            raise ControlError(f"{', '.join(str(one.pid) for one in gone)} had ended before the signal came")
-
-    def nice(self, pid: int | Iterable[int], value: int, *, force: bool = False) -> None:
-        """Set the nice value of all threads of a process, or of several. Raises as `signal` does."""
-        to = self._targets(pid, force)
-        words = ", ".join(f"{one.pid} ({one.name})" for one in to)
-        detail = {"nice": value, "pids": [one.pid for one in to]}
-        with self.transaction(f"nice {value} for {words}", kind="nice", detail=detail, code=True) as change:
-            signals.set_nice(change, to, value)
-
-    def set_ids(self, pid: int, uid: int | None = None, gid: int | None = None, *, force: bool = False) -> Entry:
-        """Make a process another user's, or another group's; see `credentials.set_ids`. `undo` takes it back."""
-        [to] = self._targets(pid, force)
-        words = ", ".join(f"{name} {value}" for name, value in (("uid", uid), ("gid", gid)) if value is not None)
-        with self.transaction(f"{words} for {pid} ({to.name})", kind="ids", detail={"pid": pid}) as change:
-            credentials.set_ids(change, to, uid, gid)
-        return change.entry
-
-    def drop_capabilities(self, pid: int, drop: Iterable[str] | None = None, *, force: bool = False) -> Entry:
-        """Take capabilities away from a process, all when None. `undo` gives them back."""
-        [to] = self._targets(pid, force)
-        names = None if drop is None else sorted(drop)
-        words = "all capabilities" if names is None else ", ".join(names)
-        with self.transaction(
-            f"{words} taken from {pid} ({to.name})", kind="capabilities", detail={"pid": pid}
-        ) as change:
-            credentials.drop_capabilities(change, to, names)
-        return change.entry
-
-    def set_limit(
-        self, pid: int, name: str, soft: int | None = None, hard: int | None = None, *, force: bool = False
-    ) -> Entry:
-        """Set a limit of a process (`nofile`, `as`, ...; see `rlimits.LIMITS`). `undo` takes it back."""
-        [to] = self._targets(pid, force)
-        words = ":".join("" if one is None else rlimits.shown(one) for one in (soft, hard))
-        with self.transaction(
-            f"limit {name}={words} for {pid} ({to.name})", kind="limit", detail={"pid": pid}
-        ) as change:
-            rlimits.set_limit(change, to, name, soft, hard)
-        return change.entry
-
-    def sysctl(self, name: str) -> str:
-        """What a setting of the guest's kernel is set to (`kernel.panic`). Needs no control.
-
-        Raises `ControlError` when there is none, `Unsupported` for one that is more than a stored value.
-        """
-        return sysctl.value(self.kernel, sysctl.find_setting(self.kernel, name))
-
-    def set_sysctl(self, name: str, value: str) -> Entry:
-        """Set it, within the kernel's own bounds. `undo` takes it back. Raises as `sysctl` does."""
-        setting = sysctl.find_setting(self.kernel, name)
-        with self.transaction(f"{name} = {value}", kind="sysctl", detail={"name": name, "value": value}) as change:
-            sysctl.set_value(change, setting, value)
-        return change.entry
-
-    def _targets(self, pid: int | Iterable[int], force: bool) -> list[signals.Target]:
-        self._transactions.check()
-        return signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
-
     # -- the parts ----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -247,17 +163,34 @@ class Controls:
             raise Unsupported(
                 f"{self.name}: attached read-only; attach with writable=True, or pausing=True, to hold it"
             )
+        from vmi_inside.control.pausing import Pausing
+        from vmi_inside.control.store import Store
+
         return Pausing(self.machine, Store(self.machine.identity), self._unfinished, self._recover, self.watch)
+
+    @cached_property
+    def _journal(self) -> Journal:
+        from vmi_inside.control.journal import Journal
+
+        return Journal(self._pausing.store)
 
     @cached_property
     def _transactions(self) -> Transactions:
         pausing = self._pausing
         if not isinstance(self.memory, WritableMemory):
             raise Unsupported(f"{self.name}: attached read-only; attach with writable=True to change it")
+        from vmi_inside.control.transaction import Transactions
+
         return Transactions(self.kernel, self.memory, pausing)
 
     def _unfinished(self) -> bool:
-        return isinstance(self.memory, WritableMemory) and self._transactions.unfinished()
+        """Whether a change was begun and not ended. Only who may write can put that right."""
+        left = any(entry.state == "open" for entry in self._journal.entries())
+        if left and not isinstance(self.memory, WritableMemory):
+            raise ControlError(
+                f"{self.name}: whoever changed it last was killed in the middle; `vmi-inside undo` puts that right"
+            )
+        return left
 
     def _recover(self, told: dict[str, Any]) -> None:
         """Finish what a controller began that died. The guest stands still."""

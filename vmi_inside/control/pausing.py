@@ -84,8 +84,8 @@ class Pausing:
             self._locks += 1
             try:
                 if self._locks == 1:
-                    held = self.store.held()
-                    if held is not None or self._unfinished():
+                    unfinished, held = self._unfinished(), self.store.held()
+                    if held is not None or unfinished:
                         same = held is not None and held.get("instance") == self.machine.instance
                         self._told = dict(held) if held is not None and same else {}
                         with self.paused(found=bool(self._told.get("found")) if same else None):

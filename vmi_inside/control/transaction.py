@@ -260,10 +260,6 @@ class Transactions:
     def _reachable(self, entry: Entry) -> bool:
         return all(is_there(self.kernel, space) for space in {one.space for one in entry.writes})
 
-    def unfinished(self) -> bool:
-        """Whether a change was begun and not ended."""
-        return any(entry.state == "open" for entry in self.journal.entries())
-
     def recover(self) -> None:
         """Put back what a controller left open when it died. The guest must stand still."""
         for entry in reversed([one for one in self.journal.entries() if one.state == "open"]):

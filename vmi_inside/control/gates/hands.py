@@ -1,16 +1,18 @@
 """What an attached guest can be told about gates: the methods that `Guest` has for them.
 
-Knows which part does what. Nothing is done here itself.
+Knows which part does what, and loads it when it is asked for. Nothing is done here itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from vmi_inside.control.controls import Controls
-from vmi_inside.control.gates.placing import Denial, Outcome, Placing, networks
-from vmi_inside.control.gates.rules import Subject
+
+if TYPE_CHECKING:
+    from vmi_inside.control.gates.placing import Outcome, Placing
 
 
 class GateControls(Controls):
@@ -43,6 +45,9 @@ class GateControls(Controls):
         ("10.0.0.0/8"), `unix` denies unix sockets as well. `reason` is kept in the journal. `force` is needed for
         process 1, kernel threads, uid 0 and the cgroup "/". A dry run writes nothing, and pauses nothing.
         """
+        from vmi_inside.control.gates.placing import Denial, networks
+        from vmi_inside.control.gates.rules import Subject
+
         subject = Subject(pid, children, cgroup, uid)
         asked = Denial(operation, subject, networks(allow, loopback=allow_loopback), unix, errno, force, reason)
         return self._placing.deny(asked, dry=dry_run)
@@ -61,9 +66,13 @@ class GateControls(Controls):
 
         Without an operation: all of them; with none of pid, cgroup, uid: whomever they are for.
         """
+        from vmi_inside.control.gates.rules import Subject
+
         nobody = pid is None and cgroup is None and uid is None
         return self._placing.allow(operation, None if nobody else Subject(pid, False, cgroup, uid), reason, dry=dry_run)
 
     @cached_property
     def _placing(self) -> Placing:
+        from vmi_inside.control.gates.placing import Placing
+
         return Placing(self)
