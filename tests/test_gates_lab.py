@@ -342,11 +342,13 @@ def test_modules(here: Arena) -> None:
 def test_gates_of_several_operations_stand_together(one_kernel: Arena) -> None:
     here, guest = one_kernel, one_kernel.guest
     pid, other = here.start("one"), here.start("two")
-    guest.deny("network", pid=pid)
+    guest.deny("network", pid=pid, children=True)
     guest.deny("exec", pid=pid, children=True)
+    here.lab.ask(f"kill -USR1 {pid}")
     guest.deny("network", pid=other, errno="EPERM")
     one, two = here.during("one", "two")
     refused(one, (*NETWORK, "exec"))
+    refused(here.counts("one.child"), ("make", "exec"))
     refused(two, NETWORK, EPERM)
     assert len(guest.gates()) == 3
     guest.allow("network", pid=pid)

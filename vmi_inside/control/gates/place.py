@@ -114,12 +114,3 @@ def spare_words(kernel: Kernel) -> Iterator[int]:
                     yield va
         except (ProfileError, MemoryFault):
             continue  # this kernel has no such global, or none that can be read
-
-
-def spare_bits(kernel: Kernel) -> int | None:
-    """The offset of 32 unused bits in `task_struct` that children inherit, or None.
-
-    A new task begins as a copy of its parent, holes and all (arch_dup_task_struct, arch/x86/kernel/process.c).
-    """
-    task = kernel.struct("task_struct")
-    return next((at for at in holes(task, 4) if at), None)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
-from vmi_inside.control.gates import layout
+from vmi_inside.control.gates import layout, marks
+from vmi_inside.control.gates.changes import Change, Plan
 from vmi_inside.control.gates.entries import SIZE, Entry, find_entry
 from vmi_inside.control.gates.layout import CODE_AT, Hook, NotOurs, State
 from vmi_inside.control.gates.offsets import Offsets, find_offsets
 from vmi_inside.control.gates.operations import OPERATIONS, Operation
-from vmi_inside.control.gates.place import PADDING, is_padding, padding, spare_bits, spare_words
+from vmi_inside.control.gates.place import PADDING, is_padding, padding, spare_words
 from vmi_inside.control.gates.stub import Code, Numbers, Target, assemble
 from vmi_inside.control.gates.tracing import Records
 from vmi_inside.errors import Conflict, Unsafe, Unsupported
@@ -27,33 +28,6 @@ from vmi_inside.linux.gated import AREA_SIZE
 _EMPTY: Final = bytes([PADDING]) * AREA_SIZE
 #: Bytes that differ are written as one when they are so close.
 _NEARBY: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Bytes to change: where, from what, to what; and what is there, for people.
-
-    `moving` says that the guest may have changed them since.
-    """
-
-    address: int
-    old: bytes
-    new: bytes
-    what: str
-    moving: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All that must be written: `records` first when rules come, last when they go; `code` as code.
-
-    `inside` says that gates stand already: somebody may be in their code.
-    """
-
-    records: tuple[Change, ...]
-    code: tuple[Change, ...]
-    inside: bool
-    notes: tuple[str, ...] = ()
 
 
 class Site:
@@ -106,7 +80,7 @@ class Site:
 
     def fresh(self) -> State:
         """The records of no rule at all."""
-        mark = spare_bits(self.kernel) or 0
+        mark = marks.choose(self.kernel)
         raw = self.code(mark).raw
         return State(len(raw), code_id(raw), mark)
 
