@@ -34,9 +34,10 @@ def allow(
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    """Allow again what `vmi-inside deny` refused: one OPERATION, or all, to a process, a cgroup or a user of a guest.
+    """Allow again what `vmi-inside deny` refused.
 
-    An open connection goes on where it stood. With the last denial the kernel's code is what it was, byte for byte.
+    One OPERATION, or all, to a process, a cgroup or a user. An open connection goes on where it stood. When the last
+    denial is gone the kernel's code is what it was, byte for byte.
     """
     if every and (operation, pid, cgroup, uid) != (None,) * 4:
         raise click.UsageError("Either --all, or what to allow to whom.")

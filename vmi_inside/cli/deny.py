@@ -52,7 +52,9 @@ def deny(
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    """Refuse an operation to a process, a cgroup or a user of a guest; nothing is killed, no connection is closed.
+    """Refuse an operation to a process, and let it live on.
+
+    Or to the processes of a cgroup or a user. Nothing is killed, and no connection is closed.
 
     OPERATION is network (sockets of all families but unix and those that stay inside the kernel; open connections,
     too), exec, open (files), module (loading), ptrace or kill (signals to others). A call that waits in the kernel

@@ -36,9 +36,9 @@ _SHOWN = (
 @target_options
 @output_options
 def gates(target: Target, output: Output) -> None:
-    """What `vmi-inside deny` refuses in a guest, to whom, and how often it did.
+    """What is denied to whom, and how often it was.
 
-    Read from the guest's memory: it shows what stands, whoever placed it. `entry` is the change's number in the
-    journal of the account that placed it.
+    It is what `vmi-inside deny` placed, read from the guest's memory, whoever placed it. `entry` is the change's number
+    in the journal of the account that did.
     """
     list_table(target, output, "gates", _SHOWN, what="gate")
