@@ -329,7 +329,9 @@ def test_a_guest_that_stands_still_for_its_picture(lab_fresh: Callable[..., LabG
             assert taken.paused > 0
             processes = set(taken.processes().pid.tolist())
             assert set(taken.process_open_files().pid.tolist()) <= processes
-            assert {name: set(table.fault) for name, table in taken.tables.items()} == {name: {""} for name in taken.tables}
+            assert {name: set(table.fault) for name, table in taken.tables.items()} == {
+                name: {""} for name in taken.tables
+            }
     assert guest.domain.state()[0] == 1, "running"
     with guest.attach() as seen, pytest.raises(VmiError, match="pausing=True"):
         seen.snapshot(pause=True)
