@@ -64,7 +64,7 @@ def test_regs(lab: LabGuest, run: Run) -> None:
     rows = json.loads(run("regs", "--format", "json").stdout)
     assert {row["vcpu"] for row in rows} == {0, 1}
     assert next(row for row in rows if row["register"] == "efer")["value"] & 0x400
-    assert "no vCPU 7" in run("regs", "--vcpu", 7, code=11).stderr
+    assert "no vCPU 7" in run("regs", "--vcpu", 7, code=12).stderr
 
 
 def test_write_journal_undo(lab: LabGuest, run: Run) -> None:
@@ -75,14 +75,14 @@ def test_write_journal_undo(lab: LabGuest, run: Run) -> None:
     assert "nothing was changed" in run("journal", code=1).stderr
     run("write", place, "--text", "other", "--reason", "to see")
     assert lab.ask("hostname").strip() == "other"
-    assert "holds" in run("write", place, "--hex", "00", "--expect", "ff", code=12).stderr
+    assert "holds" in run("write", place, "--hex", "00", "--expect", "ff", code=13).stderr
     [entry] = [one for one in json.loads(run("journal", "--format", "json").stdout) if one["state"] == "done"]
     assert (entry["reason"], entry["undoable"], entry["bytes"]) == ("to see", True, 6)
     assert "would put back" in run("undo", entry["id"], "--dry-run").stdout
     run("undo")
     assert lab.ask("hostname").strip() == "lab"
     assert "nothing to undo" in run("undo", code=1).stderr
-    run("undo", entry["id"], code=13)
+    run("undo", entry["id"], code=14)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_kill_stop_cont_nice(lab: LabGuest, run: Run, sleeper: int) -> None:
     assert lab.ask(f"cut -d' ' -f19 /proc/{sleeper}/stat").strip() == "5"
     assert f"SIGTERM to {sleeper} (sleep)" in run("kill", sleeper).stderr
     assert lab.ask(f"sleep .2; test -e /proc/{sleeper} || echo gone").strip() == "gone"
-    assert "no process" in run("kill", sleeper, code=11).stderr
-    assert "--force" in run("kill", 1, "-s", "9", code=15).stderr
-    assert "kernel" in run("kill", 2, code=15).stderr
+    assert "no process" in run("kill", sleeper, code=12).stderr
+    assert "--force" in run("kill", 1, "-s", "9", code=16).stderr
+    assert "kernel" in run("kill", 2, code=16).stderr
     assert "no signal" in run("kill", 5, "-s", "NONE", code=2).stderr
     assert "Which processes" in run("kill", code=2).stderr
     run("kill", "--group", 99999, code=1)
@@ -150,11 +150,11 @@ def test_limits_ids_and_settings(lab: LabGuest, run: Run, sleeper: int) -> None:
     assert run("sysctl", "vm.swappiness", "kernel.panic").stdout.startswith("vm.swappiness = 7\nkernel.panic = ")
     run("undo", "--all")
     assert lab.ask(told) == before
-    assert "between" in run("sysctl", "vm.swappiness=1000", code=11).stderr
+    assert "between" in run("sysctl", "vm.swappiness=1000", code=12).stderr
     assert "more than" in run("sysctl", "kernel.hostname=x", code=9).stderr
     assert "timer" in run("limit", sleeper, "cpu=3", code=9).stderr
-    assert "no limit" in run("limit", sleeper, "files=3", code=11).stderr
-    run("setuid", 1, "--uid", 5, code=15)
+    assert "no limit" in run("limit", sleeper, "files=3", code=12).stderr
+    run("setuid", 1, "--uid", 5, code=16)
     run("kill", sleeper)
 
 

@@ -72,11 +72,11 @@ def test_deny_and_allow(lab: LabGuest, run: Run, pinger: int) -> None:
     (row,) = json.loads(run("gates", "--format", "json").stdout)
     assert (row["operation"], row["scope"], row["pid"], row["entry"]) == ("network", "children", pinger, "1")
     assert "gate" in run("journal").stdout
-    assert "denied to" in run("deny", "network", "--pid", pinger, code=12).stderr
+    assert "denied to" in run("deny", "network", "--pid", pinger, code=13).stderr
     assert "allow network" in run("allow", "network", "--pid", pinger).stderr
     assert "hello" in said(lab)
     assert len(run("gates").stdout.splitlines()) == 1
-    assert "is not denied" in run("allow", "network", "--pid", pinger, code=11).stderr
+    assert "is not denied" in run("allow", "network", "--pid", pinger, code=12).stderr
 
 
 def test_a_dry_run_shows_every_byte(run: Run, pinger: int) -> None:

@@ -20,7 +20,9 @@ Examples:
 @click.argument("settings", nargs=-1, required=True, metavar="NAME[=VALUE]...")
 @quiet_option
 def sysctl(target: Target, settings: tuple[str, ...], quiet: bool) -> None:
-    """Show settings of the guest's kernel, or set them; `vmi-inside undo` takes that back.
+    """Show settings of the guest's kernel, or set them.
+
+    Show settings of the guest's kernel, or set them; `vmi-inside undo` takes that back.
 
     Only settings that are a stored value can be set, within the kernel's bounds; one with further effects is refused.
     """
