@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from ipaddress import ip_network
-from typing import ClassVar
 
 import pytest
 
@@ -82,15 +81,14 @@ CURRENT = 0x8000
 class Profile(SyntheticProfile):
     """A profile that can tell what is close to an address, and what enumerators are worth."""
 
-    enumerators: ClassVar = {"READING_MODULE": 2, "LOADING_MODULE": 3, "FTRACE_FL_DISABLED": 1 << 25, "CSS_ONLINE": 2}
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.enumerators.update(READING_MODULE=2, LOADING_MODULE=3, FTRACE_FL_DISABLED=1 << 25, CSS_ONLINE=2)
 
-    def symbol_at(self, address: int) -> tuple[str, int] | None:
+    def symbol_at(self, address: int, *, first: bool = False) -> tuple[str, int] | None:
         ordered = sorted((value, name) for name, value in self.symbols.items())
         at = bisect_right(ordered, (address, "~")) - 1
         return (ordered[at][1], address - ordered[at][0]) if at >= 0 else None
-
-    def enumerator(self, *names: str) -> int | None:
-        return next((self.enumerators[name] for name in names if name in self.enumerators), None)
 
     def global_type(self, name: str) -> object:
         return self.struct({"init_user_ns": "user_namespace"}.get(name, name))
