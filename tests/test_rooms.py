@@ -22,12 +22,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("linux", "windows"),
     ("control",),
     ("tables",),
-    ("domains",),
-    ("guest",),
-    ("rescue",),
     ("domains", "snapshot"),
     ("guest", "saved", "diff"),
-    ("sql",),
+    ("sql", "rescue"),
     ("bridges",),
     ("cli",),
 )
