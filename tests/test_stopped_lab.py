@@ -70,7 +70,9 @@ def test_out_of_memory(lab_fresh: Boot) -> None:
     with guest.attach() as seen:
         before = {row.pid: row.name for row in seen.processes(columns=("pid", "name"))}
         # What fills the memory cannot be killed: all others are, and at last the kernel gives up.
-        fill = "mount -o remount,size=100% /tmp; echo -1000 >/proc/self/oom_score_adj; exec dd if=/dev/zero"
+        fill = (
+            "mount -o remount,size=100% /tmp; echo -1000 >/proc/self/oom_score_adj; exec dd if=/dev/zero"
+        )
         guest.ask(f"sh -c '{fill} of=/tmp/fill bs=64k' >/dev/null 2>&1 &")
         deadline, looked = time.monotonic() + 120, 0
         while time.monotonic() < deadline and "Kernel panic" not in guest.console_tail(1 << 16):
