@@ -328,7 +328,9 @@ def _watch(target: str, connect: str | None, writable: bool) -> subprocess.Popen
     code = f"import sys; sys.path.insert(0, {root!r}); from vmi_inside.rescue import main; main()"
     words = [target, connect or "", "writable" if writable else ""]
     # In a session of its own: a Ctrl-C is for us, and a terminal that is closed must not end it.
-    return subprocess.Popen([sys.executable, "-c", code, *words], stdin=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 @dataclass(frozen=True, slots=True)

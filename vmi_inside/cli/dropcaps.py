@@ -24,7 +24,7 @@ Examples:
 def dropcaps(target: Target, pid: int, names: tuple[str, ...], every: bool, force: bool, quiet: bool) -> None:
     """Take capabilities from a process.
 
-    Take capabilities from a process, also those that it could gain; `vmi-inside undo` gives them back.
+    Those that it holds, and those that it could gain; `vmi-inside undo` gives them back.
     """
     if every == bool(names):
         raise click.UsageError("Name capabilities, or say --all.")

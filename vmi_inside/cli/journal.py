@@ -21,9 +21,9 @@ Examples:
 @target_options
 @output_options
 def journal(target: Target, output: Output) -> None:
-    """Changes made to a guest, and which can be undone.
+    """Changes made to a guest from this account.
 
-    Changes made to a guest with vmi-inside, from this account, and which can be undone.
+    Those made with vmi-inside, that is, and which of them can be undone.
     """
     from vmi_inside.control.changes import Changes, changes
 

@@ -41,10 +41,8 @@ Examples:
 def limit(target: Target, pid: int, limits: list[tuple[str, int | None, int | None]], force: bool, quiet: bool) -> None:
     """Set limits of a process, as prlimit does.
 
-    Set limits of a process, as prlimit does; `vmi-inside undo` takes each back.
-
-    A single number is both the soft and the hard limit; SOFT: and :HARD set one of them. Limits that inner code keeps
-    by timers (cpu) cannot be set.
+    `vmi-inside undo` takes each back. A single number is both the soft and the hard limit; SOFT: and :HARD set one
+    of them. Limits that inner code keeps by timers (cpu) cannot be set.
     """
     with controlled(target, quiet=quiet) as guest:
         for name, soft, hard in limits:
