@@ -435,7 +435,7 @@ def test_help_and_version(run: Callable[..., Result]) -> None:
     for name in COMMANDS:
         assert f"\n  {name} " in shown
         assert "Examples:\n  " in run(name, "--help").stdout
-    assert "..." not in shown.partition("Commands:")[2].partition("Exit codes:")[0]
+    assert "..." not in shown.partition("\nGuests:\n")[2].partition("Exit codes:")[0]
 
 
 def complete(line: str) -> list[str]:

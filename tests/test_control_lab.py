@@ -549,6 +549,27 @@ def test_a_call_and_what_it_returns(lab: LabGuest, guest: vmi_inside.Guest) -> N
     assert healthy(lab)
 
 
+def test_interrupted_in_a_call(lab_boot: Callable[..., LabGuest]) -> None:
+    lab = lab_boot(workload="none")
+    code = (
+        "import os, signal, sys, threading, vmi_inside\n"
+        "threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "with vmi_inside.attach(sys.argv[1], connect=sys.argv[2], writable=True) as guest:\n"
+        "    while True:\n"
+        "        guest.call('__const_udelay', 100_000 * 4295)\n"  # a tenth of a second
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, lab.target, lab.uri or ""], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    with lab.attach(writable=True) as guest:
+        calls = [entry for entry in guest.journal() if entry.kind == "call"]
+        assert {entry.state for entry in calls} <= {"done", "put back"}
+        assert guest.call("get_random_u32") >= 0
+    assert ticks(lab)
+    assert healthy(lab)
+
+
 def test_a_function_that_does_not_return(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     spin = guest.kernel.symbol("__x64_sys_getuid")  # becomes an endless loop for a moment
     with guest.transaction("a loop", code=True) as change, borrow(change) as vcpu:

@@ -22,9 +22,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("linux", "windows"),
     ("control",),
     ("tables",),
-    ("domains",),
-    ("guest",),
-    ("rescue",),
+    ("domains", "snapshot"),
+    ("guest", "saved", "diff"),
+    ("sql", "rescue"),
     ("bridges",),
     ("cli",),
 )
@@ -39,7 +39,7 @@ BLIND = {
 }  # fmt: skip
 #: Each of these has one home.
 HOMES = {
-    "libvirt": "domains", "libvirt_qemu": "domains", "click": "cli", "rich": "cli", "pyarrow": "table",
+    "libvirt": "domains", "libvirt_qemu": "domains", "duckdb": "sql", "click": "cli", "rich": "cli", "pyarrow": "table",
     "polars": "table", "volatility3": "bridges", "drgn": "bridges",
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -96,7 +96,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_the_package_costs_nothing() -> None:
-    heavy = {"numpy", "libvirt", "click", "rich", "pyarrow", "polars", "platformdirs"}
+    heavy = {"numpy", "duckdb", "libvirt", "click", "rich", "pyarrow", "polars", "platformdirs"}
     assert not heavy & loaded_by("import vmi_inside")
 
 

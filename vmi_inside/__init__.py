@@ -15,13 +15,13 @@ from vmi_inside import errors
 from vmi_inside.errors import VmiError
 
 if TYPE_CHECKING:
-    from vmi_inside.guest import Guest, attach
+    from vmi_inside.guest import Guest, Notice, attach
     from vmi_inside.table import Table
 
 __version__ = "0.1.0"
-__all__ = ["Guest", "Table", "VmiError", "__version__", "attach", "errors"]
+__all__ = ["Guest", "Notice", "Table", "VmiError", "__version__", "attach", "errors"]
 
-_LAZY = {"Guest": "guest", "attach": "guest", "Table": "table"}
+_LAZY = {"Guest": "guest", "Notice": "guest", "attach": "guest", "Table": "table"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@
     ├── AttachError ── NoSuchDomain, NotRunning, PermissionDenied, UnknownKernel, BadDump, GuestGone
     ├── MemoryFault ── PageFault(va, level, entry), NoMemory(pa)
     ├── ProfileError ── NoSymbol, NoMember, WrongProfile
+    ├── BadQuery, BadSnapshot
     ├── ControlError ── Conflict, NotUndoable, Busy, Unsafe
     └── Unsupported
 
@@ -98,6 +99,14 @@ class NoMember(ProfileError):
 
 class WrongProfile(ProfileError):
     """A profile of another kernel build, or a damaged one."""
+
+
+class BadSnapshot(VmiError):
+    """The file is no snapshot, or a damaged one."""
+
+
+class BadQuery(VmiError):
+    """A query in SQL that cannot be answered: its grammar, an unknown table or column, a result without end."""
 
 
 class ControlError(VmiError):

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from vmi_inside.control.machine import Machine
     from vmi_inside.linux.system import SystemInfo
+    from vmi_inside.snapshot import Snapshot
 
 #: Seconds for which a kernel that was found is believed to be the one that runs, without and with signs of another.
 _TRUST: Final = 10.0
@@ -96,6 +98,23 @@ class Guest(Tables, ProcessControls, GateControls):
         """Read one table, of `tables.TABLES`; the tables' own methods come here. Raises `GuestGone`."""
         made: T = reading.function(self.kernel, columns, **options)
         return self._checked(made)
+
+    def reading(self) -> AbstractContextManager[None]:
+        """A context in which several tables are read as one operation: quicker, and nearer to one moment."""
+        return self.kernel.operation()
+
+    def snapshot(self, *tables: str) -> Snapshot:
+        """Several tables as one picture; the usual ones (`snapshot.USUAL`) when none is named.
+
+        What it needs is copied in one go, within milliseconds; the guest goes on meanwhile.
+        """
+        from vmi_inside import snapshot
+
+        readings = snapshot.wanted(tables)
+        made = snapshot.take(self.name, self.kernel, self.memory, readings, live=self._live)
+        for table in made.tables.values():
+            self._checked(table)
+        return made
 
     def _checked(self, made: T) -> T:
         if self._live:
@@ -213,7 +232,9 @@ def _watch(target: str, connect: str | None, writable: bool) -> subprocess.Popen
     code = f"import sys; sys.path.insert(0, {root!r}); from vmi_inside.rescue import main; main()"
     words = [target, connect or "", "writable" if writable else ""]
     # In a session of its own: a Ctrl-C is for us, and a terminal that is closed must not end it.
-    return subprocess.Popen([sys.executable, "-c", code, *words], stdin=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,14 +62,13 @@ class Table:
 
     def column(self, name: str) -> Column:
         """One column by name. Raises `AttributeError` with the names there are."""
-        found: Column = getattr(self, name)
-        return found
+        return self._data[name] if name in self._data else self.__getattr__(name)
 
     def __len__(self) -> int:
         return next((len(column) for column in self._data.values()), 0)
 
     def __iter__(self) -> Iterator[Any]:
-        row = namedtuple(type(self).__name__ + "Row", self._data)  # type: ignore[misc]  # fields known at run time
+        row = namedtuple(type(self).__name__ + "Row", self._data, rename=True)  # type: ignore[misc]  # fields known at run time
         return map(row._make, zip(*(column.tolist() for column in self._data.values()), strict=True))
 
     def __getitem__(self, index: int) -> Any:

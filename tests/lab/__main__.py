@@ -92,10 +92,11 @@ def kept(shape: Shape) -> LabGuest:
     name = f"kept-{shape.kernel}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     with locked(_SESSION):
         daemon = _daemon() or _start()
-        try:
-            guest = daemon.guest(name)
-        except LabError:
+        with daemon.connection() as connection:
+            there = {domain.name() for domain in connection.listAllDomains()}
+        if name not in there:
             return daemon.boot(shape, name)
+        guest = daemon.guest(name)
         guest.shape = shape
         return guest
 

@@ -22,7 +22,10 @@ Examples:
 @click.option("--force", is_flag=True, help="Also process 1.")
 @quiet_option
 def dropcaps(target: Target, pid: int, names: tuple[str, ...], every: bool, force: bool, quiet: bool) -> None:
-    """Take capabilities from a process, also those that it could gain; `vmi-inside undo` gives them back."""
+    """Take capabilities from a process.
+
+    Those that it holds, and those that it could gain; `vmi-inside undo` gives them back.
+    """
     if every == bool(names):
         raise click.UsageError("Name capabilities, or say --all.")
     with controlled(target, quiet=quiet) as guest:

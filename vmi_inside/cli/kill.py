@@ -108,9 +108,9 @@ def kill(
     target: Target, pids: tuple[int, ...], group: int | None, cgroup: str | None, force: bool, dry_run: bool,
     quiet: bool, signal: int,
 ) -> None:  # fmt: skip
-    """Send a signal to processes of a guest, containers' too.
+    """Send a signal to processes of a guest.
 
-    The guest's own kernel sends it, with all its effects. It cannot be undone.
+    To those of containers, too. The guest's own kernel sends it, with all its effects. It cannot be undone.
     """
     send(signal, target, pids, group, cgroup, force, dry_run, quiet)
 

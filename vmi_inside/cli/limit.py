@@ -39,10 +39,10 @@ Examples:
 @click.option("--force", is_flag=True, help="Also process 1 and threads of the kernel.")
 @quiet_option
 def limit(target: Target, pid: int, limits: list[tuple[str, int | None, int | None]], force: bool, quiet: bool) -> None:
-    """Set limits of a process, as prlimit does; `vmi-inside undo` takes each back.
+    """Set limits of a process, as prlimit does.
 
-    A single number is both the soft and the hard limit; SOFT: and :HARD set one of them. Limits that inner code keeps
-    by timers (cpu) cannot be set.
+    `vmi-inside undo` takes each back. A single number is both the soft and the hard limit; SOFT: and :HARD set one
+    of them. Limits that inner code keeps by timers (cpu) cannot be set.
     """
     with controlled(target, quiet=quiet) as guest:
         for name, soft, hard in limits:

@@ -52,7 +52,9 @@ def lsof(
     deleted: bool,
     output: Output,
 ) -> None:
-    """Open files of processes: descriptors, working directories (cwd), roots (rtd), executables (txt).
+    """Open files of processes, and what else they hold.
+
+    Beside descriptors there are working directories (cwd), roots (rtd) and executables (txt).
 
     PATH limits it to files of that path, or like that pattern, in which * stands for slashes too. A deleted file is
     found by the path that it had. Letters behind a descriptor say whether it is open for reading (r), writing (w), or

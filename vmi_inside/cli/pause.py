@@ -13,7 +13,7 @@ from vmi_inside.cli.options import Target, target_options
 @target_options
 @quiet_option
 def pause(target: Target, quiet: bool) -> None:
-    """Stop a guest: none of its vCPUs runs until `vmi-inside resume`."""
+    """Stop a guest. None of its vCPUs runs until `vmi-inside resume`."""
     with controlled(target, quiet=quiet, writable=False) as guest:
         done = guest.pause()
     if not quiet:

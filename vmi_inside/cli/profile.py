@@ -34,7 +34,11 @@ def _xz(raw: bytes) -> bytes:
 _PACKERS: Final[dict[str, Callable[[bytes], bytes]]] = {".gz": _gzip, ".xz": _xz}
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Examples:
+  vmi-inside profile export web01 -o symbols/linux/web01.json.xz"""
+)
 def profile() -> None:
     """What was learned of a guest's kernel, for other tools."""
 

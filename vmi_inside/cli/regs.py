@@ -15,15 +15,16 @@ from vmi_inside.errors import ControlError
     epilog="""\b
 Examples:
   vmi-inside regs web01
-  vmi-inside regs web01 --vcpu 0 --format json | jq -r '.[] | select(.register == "rip") | .symbol'"""
+  vmi-inside regs web01 --vcpu 0 -o symbol --no-headers"""
 )
 @target_options
 @click.option("--vcpu", "vcpus", type=numbers, multiple=True, metavar="N,...", help="These vCPUs only, from 0.")
 @output_options
 def regs(target: Target, vcpus: tuple[tuple[int, ...], ...], output: Output) -> None:
-    """Registers of all vCPUs: general, segments and their bases, control.
+    """Registers of all vCPUs.
 
-    The guest is paused for a few milliseconds, for QEMU's gdb stub to read them.
+    General ones, segments and their bases, control registers. The guest is paused for a few milliseconds, for
+    QEMU's gdb stub to read them.
     """
     from vmi_inside.control.registers import Registers, registers
 

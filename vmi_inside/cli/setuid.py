@@ -17,9 +17,10 @@ from vmi_inside.cli.options import Target, target_options
 @click.option("--force", is_flag=True, help="Also process 1.")
 @quiet_option
 def setuid(target: Target, pid: int, uid: int | None, gid: int | None, force: bool, quiet: bool) -> None:
-    """Make a process another user's, all of its threads; `vmi-inside undo` takes it back.
+    """Make a process another user's.
 
-    One that becomes another user's than root loses its capabilities. Supplementary groups and open files stay.
+    All of its threads; `vmi-inside undo` takes it back. One that becomes another user's than root loses its
+    capabilities. Supplementary groups and open files stay.
     """
     if uid is None and gid is None:
         raise click.UsageError("Give --uid, --gid or both.")

@@ -20,9 +20,10 @@ Examples:
 @click.argument("settings", nargs=-1, required=True, metavar="NAME[=VALUE]...")
 @quiet_option
 def sysctl(target: Target, settings: tuple[str, ...], quiet: bool) -> None:
-    """Show settings of the guest's kernel, or set them; `vmi-inside undo` takes that back.
+    """Show or set settings of the guest's kernel.
 
-    Only settings that are a stored value can be set, within the kernel's bounds; one with further effects is refused.
+    `vmi-inside undo` takes a setting back. Only settings that are a stored value can be set, within the kernel's
+    bounds; one with further effects is refused.
     """
     reading = not any("=" in one for one in settings)
     with controlled(target, quiet=quiet, dry_run=reading) as guest:

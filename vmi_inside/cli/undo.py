@@ -19,9 +19,10 @@ from vmi_inside.cli.options import Target, target_options
 @dry_run_option
 @quiet_option
 def undo(target: Target, number: int | None, every: bool, dry_run: bool, quiet: bool) -> None:
-    """Put back what stood in the guest before a change: the last one, that of an ID, or all.
+    """Take changes of a guest back.
 
-    Nothing is written when the guest has rebooted since, or when other bytes stand there than the change had written.
+    What stood there before is put back: before the last change, that of an ID, or all of them. Nothing is written
+    when the guest has rebooted since, or when other bytes stand there than the change had written.
     """
     if every and number is not None:
         raise click.UsageError("Either an ID or --all.")

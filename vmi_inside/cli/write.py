@@ -54,10 +54,11 @@ def write(
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    """Write to a guest's memory; `vmi-inside undo` takes it back.
+    """Write to a guest's memory.
 
-    WHERE is an address (0x...), a symbol (jiffies_64, _text+0x40), or a member: init_uts_ns.name.nodename, with --pid
-    task_struct.comm, task_struct.mm->flags. It is written while the guest stands still, whole or not at all.
+    `vmi-inside undo` takes it back. WHERE is an address (0x...), a symbol (jiffies_64, _text+0x40), or a member:
+    init_uts_ns.name.nodename, with --pid task_struct.comm, task_struct.mm->flags. It is written while the guest
+    stands still, whole or not at all.
     """
     if sum(given is not None for given in (raw, text, number)) != 1:
         raise click.UsageError("One of --hex, --text and --int says what to write.")

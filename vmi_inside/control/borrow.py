@@ -46,8 +46,10 @@ _GENERAL: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "rip"
 #: First instructions of functions that do nothing: endbr64, what seals it, NOPs where tracing may be put.
 _NOTHING: Final = (b"\xf3\x0f\x1e\xfa", b"\x66\x0f\x1f\x00", b"\x0f\x1f\x40\xd6", b"\x0f\x1f\x44\x00\x00",
                    b"\x66\x66\x66\x66\x90")  # fmt: skip
-#: Seconds: for a vCPU to come, for one interrupt to arrive, for a guest to go on before it is tried again.
+#: Seconds: for a vCPU to come, for one to come that holds no lock, for one interrupt to arrive, for a guest to go on
+#: before it is tried again.
 PATIENCE: Final = 2.0
+CLEAN_PATIENCE: Final = 5.0
 _ARRIVAL: Final = 0.2
 _BREATH: Final = 0.003
 TIMEOUT: Final = 5.0
@@ -109,15 +111,18 @@ class Borrowed:
 
 
 @contextmanager
-def borrow(change: Change, *, clean: bool = True, patience: float = PATIENCE) -> Iterator[Borrowed]:
+def borrow(change: Change, *, clean: bool = True, patience: float | None = None) -> Iterator[Borrowed]:
     """Have a vCPU at a place where functions may be called. `change` is a transaction that lasts.
 
     `clean` wants one that was interrupted where no lock is held: in a user's code, in the idle loop, or in kernel code
     that may be preempted. Without it, what is called may take only locks that are taken with interrupts off. Raises
-    `Unsafe` when no vCPU comes in `patience` seconds, `Unsupported` on kernels that have no such place.
+    `Unsafe` when no vCPU comes in `patience` seconds (PATIENCE, or CLEAN_PATIENCE), `Unsupported` on kernels that have
+    no such place.
     """
     kernel = change.kernel
     change.run_freely()
+    if patience is None:
+        patience = CLEAN_PATIENCE if clean else PATIENCE
     place, skip = _place(kernel)
     change.hold(points=[[HARDWARE, place, 1]])
     debugger = change.debugger
