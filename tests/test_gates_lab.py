@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,8 +86,8 @@ class Arena:
 
     def descriptors(self, pid: int) -> dict[str, str]:
         """The descriptors that stay open, and what they are: sockets by inode."""
-        told = self.lab.ask(f"ls -l /proc/{pid}/fd")
-        return dict(re.findall(r"(\d+) -> (\S+)", told))
+        told = self.lab.ask(f"for i in 1 2 3 4; do ls -l /proc/{pid}/fd; sleep 0.1; done", check=False)
+        return {fd: what for (fd, what), seen in Counter(re.findall(r"(\d+) -> (\S+)", told)).items() if seen == 4}
 
     def text(self) -> np.ndarray:
         """The kernel's text, with zeros where the kernel itself patches it while it runs (struct jump_entry)."""
