@@ -133,12 +133,17 @@ class GatedGuest(LinuxGuest):
             self.word(base - 0x1000 + CURRENT, task)
 
 
+def guest_idle(guest: GatedGuest) -> int:
+    """An idle task, which no table knows."""
+    return guest.new("task_struct", comm=b"swapper/0")
+
+
 @pytest.fixture
 def guest() -> GatedGuest:
     made = GatedGuest()
     init = made.task(1, "init", start_boottime=10)
     made.task(4242, "curl", start_boottime=777, parent=1)
-    made.run(init.task, init.task)
+    made.run(guest_idle(made), init.task)
     made.finish()
     return made
 
@@ -410,6 +415,16 @@ def test_who_stands_in_code(guest: GatedGuest) -> None:
     assert standing(guest.kernel, ranges, registers) == ""
     guest.word(stacks[init] + 64, BASE)  # a stack in use: all of it counts
     assert "task 1" in standing(guest.kernel, ranges, registers)
+    area = {"gs_base": 0, "k_gs_base": guest.kernel.percpu_offset.tolist()[1]}
+    mine = stacks[init] + 256
+    for user, kernel, said in (
+        ({"rip": 0x401000, "rsp": 0x7FFF0000}, {"rip": 0x401000, "rsp": 0x7FFF0000}, ""),  # left from an earlier call
+        ({"rip": 0x401000, "rsp": 0x7FFF0000}, {"rip": IMAGE, "rsp": mine}, ""),  # below what is in use
+        ({"rip": 0x401000, "rsp": 0x7FFF0000}, {"rip": IMAGE, "rsp": stacks[init] + 8}, "task 1"),
+        ({"rip": 0x401000, "rsp": 0x7FFF0000}, {"rip": IMAGE, "rsp": spare}, "task 1"),  # on another stack
+    ):
+        assert said in standing(guest.kernel, ranges, [user, {**kernel, **area}])
+        assert bool(standing(guest.kernel, ranges, [user, {**kernel, **area}])) == bool(said)
     guest.word(stacks[init] + 64, 0)
     guest.word(spare + 128, BASE)
     assert "an interrupt" in standing(guest.kernel, ranges, registers)

@@ -31,28 +31,30 @@ def standing(
     `registers` are those of the vCPUs, which must stand still. `tasks` looks through the stacks of all tasks, too, for
     addresses to come back to: any word that looks like one counts.
     """
-    stacks: list[Range] = []
-    for number, one in enumerate(registers):
+    vcpus = list(registers)
+    for number, one in enumerate(vcpus):
         if any(low <= one["rip"] <= high for low, high in ranges):
             return f"vCPU {number} stands at {one['rip']:#x}"
-        stacks.append((one["rsp"], (one["rsp"] | PAGE_MASK) + 1))  # it may be on a stack of interrupts
     if not tasks:
         return ""
     size = _stack_size(kernel)
     with kernel.operation():
         _, _, rows = pids(kernel).tasks(kernel, PIDTYPE_PID)
         # Idle tasks have no number. One that does not run waits in the scheduler, and nowhere else.
-        running = np.array(_running(kernel), dtype=np.uint64)
-        address = np.unique(np.concatenate((rows.address, running)))
+        running = _running(kernel)
+        address = np.unique(np.concatenate((rows.address, np.array(list(running), dtype=np.uint64))))
         found = kernel.structs("task_struct", address).fetch("stack", "thread.sp", "pid")
-        base, top = found.pointer("stack"), found.pointer("thread.sp")
+        base, top = found.pointer("stack"), found.pointer("thread.sp").copy()
+        for row in np.flatnonzero(np.isin(address, np.array(list(running), dtype=np.uint64))).tolist():
+            top[row] = _in_use(int(base[row]), size, running[int(address[row])], vcpus)
         live = (base != 0) & ~found.fault
-        # Of one that runs `sp` is old, and its stack in use from somewhere: all of it counts.
-        waits = (top - base < np.uint64(size)) & ~np.isin(found.address, running)
-        start = np.where(waits, top, base)[live]
+        # Where it cannot be told how much of a stack is in use, all of it counts.
+        start = np.where(top - base <= np.uint64(size), top, base)[live]
         length = (base[live] + np.uint64(size) - start).astype(np.int64)
-        start = np.concatenate((start, np.array([low for low, _ in stacks], dtype=np.uint64)))
-        length = np.concatenate((length, np.array([high - low for low, high in stacks], dtype=np.int64)))
+        # An interrupt may have a stack of its own.
+        own = [(one["rsp"], (one["rsp"] | PAGE_MASK) + 1) for one in vcpus if one["rip"] >> 63]
+        start = np.concatenate((start, np.array([low for low, _ in own], dtype=np.uint64)))
+        length = np.concatenate((length, np.array([high - low for low, high in own], dtype=np.int64)))
         read = ragged.gather(kernel.space, start & ~np.uint64(7), np.minimum(length, _STACK_LIMIT))
         words, owner, _ = read.words()
     hit: Mask = np.zeros(len(words), dtype=np.bool_)
@@ -83,7 +85,23 @@ def current_offset(kernel: Kernel) -> int:
     return at if at is not None else kernel.symbol("pcpu_hot") + kernel.struct("pcpu_hot").member("current_task").offset
 
 
-def _running(kernel: Kernel) -> list[int]:
-    """The task that each CPU runs."""
-    raw, ok = kernel.space.gather(kernel.percpu_offset + np.uint64(current_offset(kernel)), 8)
-    return [value for value, good in zip(raw.view("<u8")[:, 0].tolist(), ok.tolist(), strict=True) if good and value]
+def _running(kernel: Kernel) -> dict[int, int]:
+    """The task that each CPU runs, and where that CPU's per-CPU area is."""
+    bases = kernel.percpu_offset
+    raw, ok = kernel.space.gather(bases + np.uint64(current_offset(kernel)), 8)
+    found = zip(raw.view("<u8")[:, 0].tolist(), bases.tolist(), ok.tolist(), strict=True)
+    return {task: base for task, base, good in found if good and task}
+
+
+def _in_use(stack: int, size: int, base: int, vcpus: Iterable[Mapping[str, int]]) -> int:
+    """From where on the stack of a task is in use that runs on the CPU with that per-CPU area; 0 for unknown.
+
+    What lies below is left from earlier calls, and nobody comes back to it.
+    """
+    for one in vcpus:
+        if base in (one.get("gs_base"), one.get("k_gs_base")):
+            if not one["rip"] >> 63:
+                return stack + size  # it is in user mode: nothing is in use
+            if stack <= one["rsp"] < stack + size:
+                return one["rsp"]
+    return 0
