@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("control",),
     ("tables",),
     ("domains", "snapshot"),
-    ("guest", "saved", "diff"),
+    ("guest", "saved", "diff", "available"),
     ("sql", "rescue"),
     ("bridges",),
     ("cli",),
@@ -41,6 +41,7 @@ BLIND = {
 HOMES = {
     "libvirt": "domains", "libvirt_qemu": "domains", "duckdb": "sql", "click": "cli", "rich": "cli", "pyarrow": "table",
     "polars": "table", "volatility3": "bridges", "drgn": "bridges", "yara_x": "scan",
+    "_libvmi": "drivers", "libvmi": "drivers",
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -278,7 +278,8 @@ def attach(
     """Attach to a guest, read-only unless `writable`, and learn its kernel.
 
     `target` is a libvirt domain's name, UUID or id (`connect` is the URI, as virsh's `--connect`), or `file:PATH` for a
-    memory dump, or `qmp:SOCKET` for a QEMU without libvirt. `raw_split` says of a raw dump without a hole how many of
+    memory dump, or `qmp:SOCKET` for a QEMU without libvirt, or `libvmi:NAME` for a Xen or KVM domain, or the path of a
+    raw image, read through LibVMI. `raw_split` says of a raw dump without a hole how many of
     its bytes lie below 4 GiB. `resident_limit` bounds, in bytes, how much of mapped guest RAM stays resident in this
     process; without it (0) reading the same guest again is quicker. The guest is neither paused nor changed; `writable`
     is the consent to do so later, `pausing` the consent to pause it only.
@@ -376,6 +377,20 @@ def _qmp(path: str, access: Access) -> Opened:
     yield seen.name or f"qmp:{path}", memory, _machine(memory, lambda: qmp.open_machine(seen), access)
 
 
+def _libvmi(name: str, access: Access) -> Opened:
+    """A raw image, where it is a path, or else a domain of Xen or KVM."""
+    from vmi_inside.drivers import dump, libvmi
+
+    if access.pausing or (access.writable and "/" in name):
+        raise Unsupported(f"libvmi:{name}: through LibVMI it is only read; attach by libvirt's name, or qmp:SOCKET")
+    if "/" not in name and not os.path.exists(name):
+        yield f"libvmi:{name}", libvmi.open_domain(name, writable=access.writable), None
+        return
+    libvmi.package()
+    for split in dump.splits(name) if access.split is None else (access.split,):
+        yield f"libvmi:{name}", libvmi.open_file(name, split=split), None
+
+
 def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Access) -> Machine | None:
     """The machine, where somebody consented to stopping it."""
     if not (access.writable or access.pausing):
@@ -388,4 +403,4 @@ def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Acce
 
 
 #: Kinds of targets by their prefix; what has none is a libvirt domain. To add one, write its opener and name it here.
-TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {"file": _file, "qmp": _qmp}
+TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {"file": _file, "qmp": _qmp, "libvmi": _libvmi}
