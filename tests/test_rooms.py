@@ -14,7 +14,7 @@ import vmi_inside
 ROOT = Path(vmi_inside.__file__).parent
 #: Floors from the ground up; rooms of one floor do not know each other, but for what `BESIDE` says.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types"),
+    ("errors", "types", "elf", "newfile"),
     ("memory", "arch", "scan"),
     ("drivers", "space"),
     ("profile",),
@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("linux", "windows"),
     ("control",),
     ("tables",),
-    ("domains", "snapshot"),
+    ("domains", "snapshot", "dumping"),
     ("guest", "saved", "diff", "available"),
     ("sql", "rescue"),
     ("bridges",),

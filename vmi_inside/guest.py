@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -23,7 +23,7 @@ import numpy as np
 from vmi_inside.arch.paging import BY_LEVELS
 from vmi_inside.control.gates.hands import GateControls
 from vmi_inside.control.machine import Machine
-from vmi_inside.errors import AttachError, GuestGone, UnknownKernel, Unsupported, VmiError
+from vmi_inside.errors import AttachError, ControlError, GuestGone, UnknownKernel, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
 from vmi_inside.memory import PhysicalMemory, Releasing
 from vmi_inside.profile.cache import Cache
@@ -34,6 +34,7 @@ from vmi_inside.tables import Reading, T, Tables
 from vmi_inside.types import I64, Mask
 
 if TYPE_CHECKING:
+    from vmi_inside.dumping import Dumped
     from vmi_inside.linux.content import Content
     from vmi_inside.linux.file_content import FileContent
     from vmi_inside.linux.integrity import Findings
@@ -206,6 +207,63 @@ class Guest(Tables, GateControls):
         for table in made.tables.values():
             self._checked(table)
         return made
+
+    def dump(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "elf",  # noqa: A002
+        compress: bool = False,
+        pause: bool = False,
+        registers: bool = True,
+        force: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Dumped:
+        """All of the guest's memory as a file: an ELF core that crash and drgn open, or `raw`, or `lime`.
+
+        The guest goes on meanwhile, so that what is in there is of several moments, unless `pause`, which needs
+        `attach(pausing=True)`; a core then has the vCPUs' `registers`, too. Pages of zeros are holes in the file;
+        `compress` makes a zstd stream of it. `progress` is told how many bytes of how many were read.
+
+        Raises `VmiError` when the file cannot be written, and nothing is left of it then; `Unsupported`, `GuestGone`.
+        """
+        from vmi_inside import dumping
+
+        if format not in dumping.FORMATS:
+            raise Unsupported(f"no format of dumps is called {format!r}; there are {', '.join(dumping.FORMATS)}")
+        made = dumping.Dumped(os.fspath(path), format)
+        if pause and self.machine is None:
+            raise Unsupported(f"{self.name}: it cannot be paused; attach with pausing=True, or dump it as it runs")
+        began = time.monotonic()
+        with dumping.new_dump(path, compress=compress, force=force) as sink:
+            with ExitStack() as held:
+                states: list[dict[str, int]] = []
+                if pause:
+                    states = self._hold(held, made, registers and format == "elf")
+                dumping.write_dump(self.kernel, sink, made, registers=states, progress=progress)
+            if self._live:
+                self._verified = 0.0
+                self._check(True)
+            sink.finish()
+            made.size, made.stored, made.sha256 = sink.size, sink.stored, sink.sha256
+        made.seconds = time.monotonic() - began
+        return made
+
+    def _hold(self, held: ExitStack, made: Dumped, registers: bool) -> list[dict[str, int]]:
+        """Keep the guest standing for as long as `held` lasts; gives the registers of its vCPUs, where they are had."""
+        states: list[dict[str, int]] = []
+        pause = held.enter_context(self.paused())
+        started = time.monotonic()
+        held.callback(lambda: setattr(made, "paused", time.monotonic() - started))
+        if registers:
+            try:
+                with self.vcpus.debugger() as debugger:
+                    states = [debugger.registers(number) for number in range(len(debugger.threads))]
+            except ControlError as error:
+                made.notices.append(f"without the vCPUs' registers: {error}")
+        if pause.found:
+            made.notices.append("the guest was found paused, and is left so")
+        return states
 
     def _checked(self, made: T) -> T:
         if self._live:
