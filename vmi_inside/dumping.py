@@ -116,13 +116,10 @@ class Sink:
         self._pool.shutdown(cancel_futures=True)
 
     def write(self, data: Any) -> None:
-        """Bytes that are not all zero. They must not change any more."""
-        left = memoryview(data).cast("B")
-        self._digest(left)
-        while left:
-            done = os.pwrite(self._descriptor, left, self.size)
-            self.size += done
-            left = left[done:]
+        """Bytes, which must not change any more."""
+        whole = memoryview(data).cast("B")
+        self._digest(whole)
+        self._put(whole)
 
     def zeros(self, size: int) -> None:
         """So many zeros."""
@@ -132,20 +129,17 @@ class Sink:
 
     def memory(self, data: U8) -> int:
         """Memory, (n,) uint8, whole pages but for the end; gives how many of the bytes were in pages of zeros."""
-        odd = len(data) % PAGE_SIZE
-        words = data[: len(data) - odd].view("<u8").reshape(-1, PAGE_SIZE // 8)
-        full = words[:, ::37].any(axis=1)  # mostly a few words tell
-        rest = np.flatnonzero(~full)
-        full[rest] = words[rest].any(axis=1)
+        self._digest(data.data)
+        whole = len(data) & ~(PAGE_SIZE - 1)
+        full = data[:whole].view("<u8").reshape(-1, PAGE_SIZE // 8).any(axis=1)
         edge = np.flatnonzero(full[1:] != full[:-1]) + 1
         starts = [0, *edge.tolist()] if len(full) else []
-        for first, end in zip(starts, [*starts[1:], len(full)], strict=True):
+        for first, end in zip(starts, [*starts[1:], len(full)], strict=False):
             if full[first]:
-                self.write(data[first << PAGE_SHIFT : end << PAGE_SHIFT])
+                self._put(data[first << PAGE_SHIFT : end << PAGE_SHIFT].data)
             else:
-                self.zeros((end - first) << PAGE_SHIFT)
-        if odd:
-            self.write(data[len(data) - odd :])
+                self.size += (end - first) << PAGE_SHIFT
+        self._put(data[whole:].data)
         return int(len(full) - np.count_nonzero(full)) << PAGE_SHIFT
 
     def finish(self) -> None:
@@ -163,6 +157,12 @@ class Sink:
     def sha256(self) -> str:
         """The checksum of the finished file, in hexadecimal."""
         return self._hash.hexdigest()
+
+    def _put(self, left: memoryview) -> None:
+        while left:
+            done = os.pwrite(self._descriptor, left, self.size)
+            self.size += done
+            left = left[done:]
 
     def _digest(self, data: memoryview) -> None:
         """Add to the checksum, beside what else is done."""
@@ -189,6 +189,12 @@ class Packed(Sink):
         """See `Sink.zeros`."""
         for start in range(0, size, len(_ZEROS)):
             self._stream.write(memoryview(_ZEROS)[: size - start])
+
+    def memory(self, data: U8) -> int:
+        """See `Sink.memory`."""
+        self._stream.write(data)
+        full = data[: len(data) & ~(PAGE_SIZE - 1)].view("<u8").reshape(-1, PAGE_SIZE // 8).any(axis=1)
+        return int(len(full) - np.count_nonzero(full)) << PAGE_SHIFT
 
     def finish(self) -> None:
         """See `Sink.finish`."""

@@ -75,6 +75,7 @@ SECTIONS: Final = {
         "cat": "cat:cat",
         "extract": "extract:extract",
         "memdump": "memdump:memdump",
+        "dump": "dump:dump",
         "read": "read:read",
         "strings": "strings:strings",
         "yara": "yara:yara",
@@ -93,6 +94,7 @@ SECTIONS: Final = {
     },
     "More": {
         "profile": "profile:profile",
+        "gdb": "gdb:gdb",
         "completion": "completion:completion",
     },
 }
