@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("linux", "windows"),
     ("control",),
     ("tables",),
-    ("domains", "snapshot", "dumping"),
+    ("domains", "snapshot", "dumping", "debugging"),
     ("guest", "saved", "diff", "available"),
     ("sql", "rescue"),
     ("bridges",),

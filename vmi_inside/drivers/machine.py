@@ -85,6 +85,12 @@ class QemuMachine:
         Gives what connects to it: that stops the machine, which had better stand still by then. Raises `Busy` when
         somebody else has a stub.
         """
+        with self.stub() as path:
+            yield partial(self._connect, path)
+
+    @contextmanager
+    def stub(self) -> Iterator[str]:
+        """The same for a debugger of somebody's own: gives the path of the socket."""
         self._free()
         folder = self._folder()
         try:
@@ -93,7 +99,7 @@ class QemuMachine:
             if not told.startswith("Waiting for gdb"):
                 raise ControlError(f"{self.name}: QEMU does not start its gdb stub: {told.strip()[:200]}")
             try:
-                yield partial(self._connect, path)
+                yield path
             finally:
                 self._hmp("gdbserver none")
         finally:
