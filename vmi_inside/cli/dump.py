@@ -61,12 +61,13 @@ def dump(
     is 11.
     """
     outfile.check(path, force, binary=False)
-    with controlled(target, Output(quiet=quiet), quiet=quiet, writable=False, dry_run=live) as guest:
-        with progress(f"memory of {target.name}") as told:
-            made = guest.dump(
-                path, format=format_, compress=compress, pause=not live, registers=registers, force=force,
-                progress=told,
-            )  # fmt: skip
+    with (
+        controlled(target, Output(quiet=quiet), quiet=quiet, writable=False, dry_run=live) as guest,
+        progress(f"memory of {target.name}") as told,
+    ):
+        made = guest.dump(
+            path, format=format_, compress=compress, pause=not live, registers=registers, force=force, progress=told
+        )
     if not quiet:
         _tell(target, made)
     if as_json:
