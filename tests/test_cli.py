@@ -449,7 +449,7 @@ def complete(line: str) -> list[str]:
 def test_completion_offers(guest: FakeGuest, tmp_path: Path) -> None:
     (tmp_path / "web.core").touch()
     (tmp_path / "webs").mkdir()
-    assert complete("vmi-inside ps ") == ["web01", "db01", "file:", "qmp:"]
+    assert complete("vmi-inside ps ") == ["web01", "db01", "file:", "qmp:", "libvmi:"]
     assert complete("vmi-inside ps w") == ["web01"]
     assert complete(f"vmi-inside ss file:{tmp_path}/web") == [f"file:{tmp_path}/web.core", f"file:{tmp_path}/webs/"]
     assert complete("vmi-inside ps web01 -o pid,na") == ["pid,name"]
@@ -459,7 +459,7 @@ def test_completion_offers(guest: FakeGuest, tmp_path: Path) -> None:
 
 def test_completion_is_silent_on_errors(guest: FakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vmi_inside.guest, "guests", refuse(errors.PermissionDenied("no libvirt")))
-    assert complete("vmi-inside ps ") == ["file:", "qmp:"]
+    assert complete("vmi-inside ps ") == ["file:", "qmp:", "libvmi:"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -14,7 +14,7 @@ import vmi_inside
 ROOT = Path(vmi_inside.__file__).parent
 #: Floors from the ground up; rooms of one floor do not know each other, but for what `BESIDE` says.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types"),
+    ("errors", "types", "elf", "newfile"),
     ("memory", "arch", "scan"),
     ("drivers", "space"),
     ("profile",),
@@ -22,8 +22,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("linux", "windows"),
     ("control",),
     ("tables",),
-    ("domains", "snapshot"),
-    ("guest", "saved", "diff"),
+    ("domains", "snapshot", "dumping", "debugging"),
+    ("guest", "saved", "diff", "available"),
     ("sql", "rescue"),
     ("bridges",),
     ("cli",),
@@ -41,6 +41,7 @@ BLIND = {
 HOMES = {
     "libvirt": "domains", "libvirt_qemu": "domains", "duckdb": "sql", "click": "cli", "rich": "cli", "pyarrow": "table",
     "polars": "table", "volatility3": "bridges", "drgn": "bridges", "yara_x": "scan",
+    "_libvmi": "drivers", "libvmi": "drivers",
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -22,7 +22,7 @@ import numpy as np
 from vmi_inside.arch.paging import BY_LEVELS
 from vmi_inside.control.gates.hands import GateControls
 from vmi_inside.control.process_controls import ProcessControls
-from vmi_inside.errors import AttachError, GuestGone, UnknownKernel, Unsupported, VmiError
+from vmi_inside.errors import AttachError, ControlError, GuestGone, UnknownKernel, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
 from vmi_inside.memory import PhysicalMemory, Releasing
 from vmi_inside.profile.cache import Cache
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import subprocess
 
     from vmi_inside.control.machine import Machine
+    from vmi_inside.dumping import Dumped
     from vmi_inside.linux.content import Content
     from vmi_inside.linux.file_content import FileContent
     from vmi_inside.linux.integrity import Findings
@@ -212,6 +213,63 @@ class Guest(Tables, ProcessControls, GateControls):
             self._checked(table)
         return made
 
+    def dump(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "elf",  # noqa: A002
+        compress: bool = False,
+        pause: bool = False,
+        registers: bool = True,
+        force: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Dumped:
+        """All of the guest's memory as a file: an ELF core that crash and drgn open, or `raw`, or `lime`.
+
+        The guest goes on meanwhile, so that what is in there is of several moments, unless `pause`, which needs
+        `attach(pausing=True)`; a core then has the vCPUs' `registers`, too. Pages of zeros are holes in the file;
+        `compress` makes a zstd stream of it. `progress` is told how many bytes of how many were read.
+
+        Raises `VmiError` when the file cannot be written, and nothing is left of it then; `Unsupported`, `GuestGone`.
+        """
+        from vmi_inside import dumping
+
+        if format not in dumping.FORMATS:
+            raise Unsupported(f"no format of dumps is called {format!r}; there are {', '.join(dumping.FORMATS)}")
+        made = dumping.Dumped(os.fspath(path), format)
+        if pause and self.machine is None:
+            raise Unsupported(f"{self.name}: it cannot be paused; attach with pausing=True, or dump it as it runs")
+        began = time.monotonic()
+        with dumping.new_dump(path, compress=compress, force=force) as sink:
+            with ExitStack() as held:
+                states: list[dict[str, int]] = []
+                if pause:
+                    states = self._hold(held, made, registers and format == "elf")
+                dumping.write_dump(self.kernel, sink, made, registers=states, progress=progress)
+            if self._live:
+                self._verified = 0.0
+                self._check(True)
+            sink.finish()
+            made.size, made.stored, made.sha256 = sink.size, sink.stored, sink.sha256
+        made.seconds = time.monotonic() - began
+        return made
+
+    def _hold(self, held: ExitStack, made: Dumped, registers: bool) -> list[dict[str, int]]:
+        """Keep the guest standing for as long as `held` lasts; gives the registers of its vCPUs, where they are had."""
+        states: list[dict[str, int]] = []
+        pause = held.enter_context(self.paused())
+        started = time.monotonic()
+        held.callback(lambda: setattr(made, "paused", time.monotonic() - started))
+        if registers:
+            try:
+                with self.vcpus.debugger() as debugger:
+                    states = [debugger.registers(number) for number in range(len(debugger.threads))]
+            except ControlError as error:
+                made.notices.append(f"without the vCPUs' registers: {error}")
+        if pause.found:
+            made.notices.append("the guest was found paused, and is left so")
+        return states
+
     def _checked(self, made: T) -> T:
         if self._live:
             self._check(bool(made.notes) or bool(made.fault.any()))
@@ -283,7 +341,8 @@ def attach(
     """Attach to a guest, read-only unless `writable`, and learn its kernel.
 
     `target` is a libvirt domain's name, UUID or id (`connect` is the URI, as virsh's `--connect`), or `file:PATH` for a
-    memory dump, or `qmp:SOCKET` for a QEMU without libvirt. `raw_split` says of a raw dump without a hole how many of
+    memory dump, or `qmp:SOCKET` for a QEMU without libvirt, or `libvmi:NAME` for a Xen or KVM domain, or the path of a
+    raw image, read through LibVMI. `raw_split` says of a raw dump without a hole how many of
     its bytes lie below 4 GiB. `resident_limit` bounds, in bytes, how much of mapped guest RAM stays resident in this
     process; without it (0) reading the same guest again is quicker. The guest is neither paused nor changed; `writable`
     is the consent to do so later, `pausing` the consent to pause it only.
@@ -385,6 +444,20 @@ def _qmp(path: str, access: Access) -> Opened:
     yield seen.name or f"qmp:{path}", memory, _machine(memory, lambda: qmp.open_machine(seen), access)
 
 
+def _libvmi(name: str, access: Access) -> Opened:
+    """A raw image, where it is a path, or else a domain of Xen or KVM."""
+    from vmi_inside.drivers import dump, libvmi
+
+    if access.pausing or (access.writable and "/" in name):
+        raise Unsupported(f"libvmi:{name}: through LibVMI it is only read; attach by libvirt's name, or qmp:SOCKET")
+    if "/" not in name and not os.path.exists(name):
+        yield f"libvmi:{name}", libvmi.open_domain(name, writable=access.writable), None
+        return
+    libvmi.package()
+    for split in dump.splits(name) if access.split is None else (access.split,):
+        yield f"libvmi:{name}", libvmi.open_file(name, split=split), None
+
+
 def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Access) -> Machine | None:
     """The machine, where somebody consented to stopping it."""
     if not (access.writable or access.pausing):
@@ -397,4 +470,4 @@ def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Acce
 
 
 #: Kinds of targets by their prefix; what has none is a libvirt domain. To add one, write its opener and name it here.
-TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {"file": _file, "qmp": _qmp}
+TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {"file": _file, "qmp": _qmp, "libvmi": _libvmi}

@@ -75,6 +75,7 @@ SECTIONS: Final = {
         "cat": "cat:cat",
         "extract": "extract:extract",
         "memdump": "memdump:memdump",
+        "dump": "dump:dump",
         "read": "read:read",
         "strings": "strings:strings",
         "yara": "yara:yara",
@@ -100,6 +101,7 @@ SECTIONS: Final = {
     },
     "More": {
         "profile": "profile:profile",
+        "gdb": "gdb:gdb",
         "completion": "completion:completion",
     },
 }
@@ -149,8 +151,8 @@ class Commands(click.Group):
 def cli() -> None:
     """See what runs inside virtual machines, from outside: no agent, no debug symbols.
 
-    TARGET is a libvirt domain by name, UUID or id; file:PATH, a memory dump (raw, ELF core, kdump, LiME); or
-    qmp:SOCKET, a QEMU without libvirt.
+    TARGET is a libvirt domain by name, UUID or id; file:PATH, a memory dump (raw, ELF core, kdump, LiME);
+    qmp:SOCKET, a QEMU without libvirt; or libvmi:NAME, a domain or a raw image through LibVMI.
 
     Results go to stdout, everything else to stderr. What a guest calls its things is escaped in tables; JSON and CSV
     are exact, and a spreadsheet may take a cell of such a CSV for a formula.

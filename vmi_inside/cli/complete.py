@@ -14,14 +14,14 @@ import click
 
 from vmi_inside.errors import VmiError
 
-_FILE: Final = ("file:", "qmp:")
+_FILE: Final = ("file:", "qmp:", "libvmi:")
 _MOST: Final = 1000
 #: The tables of commands, for their columns' names.
 _TABLES: Final = {"ps": "vmi_inside.linux.processes:Processes", "ss": "vmi_inside.linux.sockets.table:OpenSockets"}
 
 
 def targets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Domains by name, and paths after `file:` and `qmp:`."""
+    """Domains by name, and paths after `file:`, `qmp:` and `libvmi:`."""
     for prefix in _FILE:
         if incomplete.startswith(prefix):
             return [prefix + path for path in _paths(incomplete.removeprefix(prefix))]

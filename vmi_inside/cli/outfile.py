@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -14,6 +12,7 @@ import click
 
 from vmi_inside.cli import sink
 from vmi_inside.cli.options import Command
+from vmi_inside.newfile import replacing as replacing  # commands write files of other kinds with it
 
 
 def file_options(command: Command) -> Command:
@@ -46,22 +45,3 @@ def written(path: Path | None) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         raise click.FileError(str(path), error.strerror) from None
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, which takes its name when all of it is on disk; on failure nothing is left of it."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

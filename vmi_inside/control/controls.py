@@ -5,8 +5,8 @@ Knows which part does what, and loads it when it is asked for. Nothing is done h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,23 @@ class Controls:
         from vmi_inside.control.vcpus import Vcpus
 
         return Vcpus(self._pausing)
+
+    @contextmanager
+    def debugging(self) -> Iterator[str]:
+        """A block in which a debugger of your own may have the guest: gives the UNIX socket of QEMU's gdb stub.
+
+        The guest stands when it begins; the debugger lets it run and stops it as it likes. It is let go afterwards.
+        No other controller has it meanwhile. Raises `Busy` when there is a debugger already.
+        """
+        pausing = self._pausing
+        with pausing.paused():
+            pausing.tell(stub=True)
+            with pausing.machine.stub() as path:
+                try:
+                    yield path
+                finally:
+                    if not pausing.machine.paused:  # it goes on from where it is held
+                        pausing.machine.pause()
 
     # -- memory -------------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,10 @@ class Machine(Protocol):
         """Readiness for a debugger, and what connects it; it stands still then, and afterwards. Raises `Busy`."""
         ...
 
+    def stub(self) -> AbstractContextManager[str]:
+        """The same for a debugger of somebody's own, which connects to the UNIX socket of that path. Raises `Busy`."""
+        ...
+
     def end_debugger(self) -> None:
         """End what an earlier controller left of that."""
         ...

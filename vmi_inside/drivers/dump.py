@@ -64,7 +64,7 @@ def open_dump(
     Raises `NoSuchDomain` (no such file), `PermissionDenied`, `BadDump`, `Unsupported`.
     """
     file = DumpFile(path)
-    name = file_format or ("raw" if raw_split is not None else _format(file))
+    name = file_format or ("raw" if raw_split is not None else format_of(file))
     if name == "raw":
         return raw.open_raw(file, split=raw_split)
     if name not in FORMATS:
@@ -78,10 +78,11 @@ def splits(path: str | os.PathLike[str], *, file_format: str | None = None) -> t
     Only what is found in the memory can decide between them: take the first with which a kernel is found.
     """
     file = DumpFile(path)
-    return raw.splits(file.size) if (file_format or _format(file)) == "raw" else (None,)
+    return raw.splits(file.size) if (file_format or format_of(file)) == "raw" else (None,)
 
 
-def _format(file: DumpFile) -> str:
+def format_of(file: DumpFile) -> str:
+    """The name of the format that a file's first bytes tell; `raw` where they tell none. Raises `BadDump`."""
     start = file.data[:4096].tobytes()
     for name, (magics, _) in FORMATS.items():
         if start.startswith(magics):

@@ -86,6 +86,12 @@ class QemuMachine:
         Gives what connects to it: that stops the machine, which had better stand still by then. Raises `Busy` when
         somebody else has a stub.
         """
+        with self.stub() as path:
+            yield partial(self._connect, path)
+
+    @contextmanager
+    def stub(self) -> Iterator[str]:
+        """The same for a debugger of somebody's own: gives the path of the socket."""
         if not self.pid:
             raise Unsupported(f"{self.name}: QEMU's gdb stub cannot be reached from here; run vmi-inside on its host")
         self._free()
@@ -96,7 +102,7 @@ class QemuMachine:
             if not told.startswith("Waiting for gdb"):
                 raise ControlError(f"{self.name}: QEMU does not start its gdb stub: {told.strip()[:200]}")
             try:
-                yield partial(self._connect, path)
+                yield path
             finally:
                 self._hmp("gdbserver none")
         finally:

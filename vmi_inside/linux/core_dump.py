@@ -7,7 +7,6 @@ is not in the guest's memory, so that a debugger says "cannot access" there and 
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import IO, Final
 
 import numpy as np
 
+from vmi_inside import elf
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import core_notes, vmas
 from vmi_inside.linux.backing import Held
@@ -26,14 +26,6 @@ from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, align_up
 #: Kinds of regions that can be asked for.
 KINDS: Final = ("heap", "stack", "anon", "file")
 
-_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
-_PROGRAM: Final = struct.Struct("<IIQQQQQQ")
-_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
-_IDENT: Final = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-_ET_CORE: Final = 4
-_EM_X86_64: Final = 62
-_PT_LOAD, _PT_NOTE = 1, 4
-_PN_XNUM: Final = 0xFFFF
 #: Pages that were never written are zeros in the core, unless so many of them adjoin: then they are left out.
 _ZEROS_LIMIT: Final = 1 << 14
 
@@ -182,25 +174,25 @@ def _extend(ranges: list[list[int]], start: int, end: int) -> None:
 def _write_headers(file: IO[bytes], segments: list[_Segment], notes: bytes) -> int:
     """Write what stands before memory's bytes; gives the offset at which these begin."""
     count = len(segments) + 1
-    many = count >= _PN_XNUM
-    table = _HEADER.size + count * _PROGRAM.size
-    at = table + (_SECTION.size if many else 0)
+    many = count >= elf.PN_XNUM
+    table = elf.HEADER.size + count * elf.PROGRAM.size
+    at = table + (elf.SECTION.size if many else 0)
     offset = align_up(at + len(notes), PAGE_SIZE)
     begin = offset
-    file.write(_HEADER.pack(
-        _IDENT, _ET_CORE, _EM_X86_64, 1, 0, _HEADER.size, table if many else 0, 0, _HEADER.size, _PROGRAM.size,
-        _PN_XNUM if many else count, _SECTION.size if many else 0, int(many), 0,
+    file.write(elf.HEADER.pack(
+        elf.IDENT, elf.ET_CORE, elf.EM_X86_64, 1, 0, elf.HEADER.size, table if many else 0, 0, elf.HEADER.size,
+        elf.PROGRAM.size, elf.PN_XNUM if many else count, elf.SECTION.size if many else 0, int(many), 0,
     ))  # fmt: skip
-    file.write(_PROGRAM.pack(_PT_NOTE, 0, at, 0, 0, len(notes), 0, 4))
+    file.write(elf.PROGRAM.pack(elf.PT_NOTE, 0, at, 0, 0, len(notes), 0, 4))
     for segment in segments:
         size = segment.end - segment.start
         inside = size if segment.filled else 0
-        file.write(_PROGRAM.pack(
-            _PT_LOAD, _flags(segment.region), offset, segment.start, 0, inside, size, PAGE_SIZE
+        file.write(elf.PROGRAM.pack(
+            elf.PT_LOAD, _flags(segment.region), offset, segment.start, 0, inside, size, PAGE_SIZE
         ))  # fmt: skip
         offset += inside
     if many:
-        file.write(_SECTION.pack(0, 0, 0, 0, 0, 1, 0, count, 0, 0))
+        file.write(elf.SECTION.pack(0, 0, 0, 0, 0, 1, 0, count, 0, 0))
     file.write(notes)
     return begin
 

@@ -13,6 +13,7 @@ from typing import Final, SupportsInt
 
 import numpy as np
 
+from vmi_inside import elf
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import mm
 from vmi_inside.linux.process_contents import ProcessContents
@@ -29,7 +30,6 @@ NT_PRPSINFO: Final = 3
 NT_AUXV: Final = 6
 NT_FILE: Final = 0x46494C45
 
-_HEAD: Final = struct.Struct("<III")
 #: Signal and errno, pending and held signals, ids, times as pairs of seconds and microseconds, registers, fpvalid.
 _PRSTATUS: Final = struct.Struct(f"<3i h2x 2Q 4i 8q {COUNT}Q i4x")
 #: State, its letter, zombie, nice; flags; ids; name; arguments.
@@ -144,8 +144,7 @@ def _files(regions: Iterable[Region]) -> bytes:
 
 
 def _note(kind: int, data: bytes) -> bytes:
-    name = b"CORE\0"
-    return _HEAD.pack(len(name), len(data), kind) + name.ljust(8, b"\0") + data + bytes(-len(data) % 4)
+    return elf.note("CORE", kind, data)
 
 
 def _int(value: SupportsInt) -> int:

@@ -6,6 +6,7 @@ tables of the kernel and of its modules (arch/x86/kernel/unwind_orc.c). Walking 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +33,7 @@ _BLOCK_SHIFT: Final = 8
 #: Entries for one such block: no more than it has bytes.
 _BLOCK_LIMIT: Final = 257
 _MODULE_LIMIT: Final = 1 << 20
+_KERNEL_LIMIT: Final = 1 << 22
 _ENTRY_LIMIT: Final = 16
 
 
@@ -101,6 +103,31 @@ class Orc:
                 *(np.concatenate((getattr(self._told, name), getattr(told, name)))[order] for name in told.__slots__)
             )
         return self._told.take(np.searchsorted(self._known, address))
+
+    def whole(self) -> Iterator[tuple[U64, Entries]]:
+        """The tables as they are: addresses at which entries begin, ascending, and these; the kernel's, then modules'.
+
+        What cannot be read of them is left out.
+        """
+        if 0 < self._count <= _KERNEL_LIMIT:
+            yield from self._read(np.array([self._ip], np.uint64), self._entries, self._count)
+        for row in range(len(self.code.modules.modules)) if self.code.modules is not None else ():
+            ip, entries = self._table(row)
+            yield from self._read(ip, entries, len(ip))
+
+    def _read(self, ip: U64, entries: int, count: int) -> Iterator[tuple[U64, Entries]]:
+        """A table of `count` entries; of the kernel's, `ip` is only where its addresses begin."""
+        sizes = np.array([4 * count, self.entry.size * count])
+        if not count:
+            return
+        got = ragged.gather(self.kernel.space, np.array([self._ip, entries], np.uint64), sizes)
+        if not got.ok[1] or (len(ip) != count and not got.ok[0]):
+            return
+        if len(ip) != count:
+            offset = np.frombuffer(got.row(0), "<i4").astype(np.int64).view(np.uint64)
+            ip = np.maximum.accumulate(ip[0] + np.uint64(4) * np.arange(count, dtype=np.uint64) + offset)
+        raw = np.frombuffer(got.row(1), np.uint8).reshape(count, -1)[:, : self._size]
+        yield ip, self._decoded(raw)
 
     def _looked_up(self, address: U64) -> Entries:
         at = np.zeros(len(address), dtype=np.uint64)  # of the entry; 0 for none
