@@ -12,8 +12,8 @@ import click
 from vmi_inside import __version__
 from vmi_inside.cli.messages import say
 from vmi_inside.cli.options import Target, target_options
-from vmi_inside.cli.outfile import replacing
 from vmi_inside.cli.output import Output
+from vmi_inside.newfile import replacing
 
 
 def _gzip(raw: bytes) -> bytes:
