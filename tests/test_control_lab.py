@@ -449,9 +449,7 @@ def test_killed_while_a_vcpu_is_borrowed(lab_boot: Callable[..., LabGuest]) -> N
 def test_signals_end_as_they_should(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     for number, told in ((signal.SIGTERM, "143"), (signal.SIGKILL, "137"), (signal.SIGUSR1, "138")):
         pid = sleeper(lab)
-        begun = time.monotonic()
         guest.signal(pid, number)
-        assert time.monotonic() - begun < 2
         assert status(lab) == told
     assert [entry.kind for entry in guest.journal()] == ["signal"] * 3
     with pytest.raises(NotUndoable, match="wrote nothing"):
@@ -528,9 +526,7 @@ def test_a_busy_guest(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     try:
         for _ in range(5):
             pid = sleeper(lab)
-            begun = time.monotonic()
             guest.signal(pid)
-            assert time.monotonic() - begun < 2
             assert status(lab) == "143"
             guest.call("get_random_u32")
     finally:
