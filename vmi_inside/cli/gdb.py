@@ -65,7 +65,9 @@ def gdb(
         if not quiet:
             for notice in made.written.notices:
                 say(f"{target.name}: {notice}")
-            say(f"{target.name}: {made.written.symbols} symbols, {made.written.modules} modules, written to {made.path}")
+            say(
+                f"{target.name}: {made.written.symbols} symbols, {made.written.modules} modules, written to {made.path}"
+            )
         with ExitStack() as held:
             where = held.enter_context(guest.debugging()) if start else remote or _listening(target, guest)
             words = debugging.command(made.path, where or "ADDRESS", arguments)

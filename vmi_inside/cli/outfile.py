@@ -12,7 +12,7 @@ import click
 
 from vmi_inside.cli import sink
 from vmi_inside.cli.options import Command
-from vmi_inside.newfile import replacing as replacing  # commands write files of other kinds with it
+from vmi_inside.newfile import replacing as replacing  # noqa: PLC0414  commands write with it, too
 
 
 def file_options(command: Command) -> Command:
