@@ -213,18 +213,19 @@ def test_gdb_has_the_guests_own_names(lab_boot: Callable[..., LabGuest], kernel:
     done = run(guest, "gdb", guest.name, "-O", str(path))
     assert done.returncode == 0, done.stderr
     assert f"target remote ADDRESS' {path}" in done.stdout
-    lines = [line.split() for line in guest.ask("cat /proc/kallsyms", timeout=120).splitlines()]
-    inside = {(int(words[0], 16), words[2]) for words in lines if len(words) > 3 and words[1] in "tT"}
-    inside |= {
-        (int(words[0], 16), words[2]) for words in lines if words[2] in ("vfs_read", "init_task", "linux_banner")
-    }
+    some = r"NR % 199 == 0 || (/\[/ && NR % 5 == 0) || / (vfs_read|init_task|linux_banner)$/"  # a serial port is slow
+    lines = [line.split() for line in guest.ask(f"awk '{some}' /proc/kallsyms", timeout=120).splitlines()]
+    # What is no address is left out, and code that was made later by eBPF and ftrace.
+    lines = [words for words in lines if words[1] not in "aA" and words[3:] not in (["[bpf]"], ["[__builtin__ftrace]"])]
+    inside = {(int(words[0], 16), words[2]) for words in lines if int(words[0], 16) >= 1 << 47}
     with open(path, "rb") as file:
         from elftools.elf.elffile import ELFFile
 
         symbols = ELFFile(file).get_section_by_name(".symtab")
         written = {(each["st_value"], each.name) for each in symbols.iter_symbols()}
-    assert len(inside) > 1000
-    assert len(inside - written) < len(inside) // 100  # modules that eBPF or ftrace made code for
+    assert len(inside) > 700
+    assert any(len(words) == 4 for words in lines)
+    assert sorted(inside - written) == []
     address = next(value for value, name in inside if name == "vfs_read")
     assert gdb(str(path), "-ex", f"info symbol {address + 5:#x}").startswith("vfs_read + 5 in section .text")
 

@@ -46,14 +46,8 @@ def command(symbols: Path, target: str, more: Sequence[str] = ()) -> list[str]:
     """The words that start gdb: on the stub at `target`, a socket's path or `host:port`, or on the core `file:PATH`."""
     core = target.removeprefix("file:") if target.startswith("file:") else ""
     setting = ["set architecture i386:x86-64", "set confirm off"] + ([] if core else [f"target remote {target}"])
-    return [
-        "gdb",
-        "-q",
-        *(word for one in setting for word in ("-ex", one)),
-        *more,
-        str(symbols),
-        *filter(None, [core]),
-    ]
+    asked = [word for one in setting for word in ("-ex", one)]
+    return ["gdb", "-q", *asked, *more, str(symbols), *filter(None, [core])]
 
 
 def shown(words: Sequence[str]) -> str:

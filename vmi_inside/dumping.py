@@ -28,7 +28,7 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux import vmcore
 from vmi_inside.memory import PhysicalMemory, Releasing, Run
 from vmi_inside.newfile import replacing
-from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, U8, U64, align_up
+from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask, align_up
 
 FORMATS: Final = ("elf", "raw", "lime")
 
@@ -130,7 +130,7 @@ class Sink:
         """Memory, (n,) uint8, whole pages but for the end; gives how many of the bytes were in pages of zeros."""
         self._digest(data.data)
         whole = len(data) & ~(PAGE_SIZE - 1)
-        full = data[:whole].view("<u8").reshape(-1, PAGE_SIZE // 8).any(axis=1)
+        full = _full(data[:whole])
         edge = np.flatnonzero(full[1:] != full[:-1]) + 1
         starts = [0, *edge.tolist()] if len(full) else []
         for first, end in zip(starts, [*starts[1:], len(full)], strict=False):
@@ -170,6 +170,11 @@ class Sink:
             self._waiting.popleft().result()
 
 
+def _full(data: U8) -> Mask:
+    """Which pages (n,) have anything but zeros in them."""
+    return np.asarray(data.view("<u8").reshape(-1, PAGE_SIZE // 8).any(axis=1))
+
+
 class Packed(Sink):
     """A `Sink` that compresses: a zstd stream, that `zstd -d --sparse` makes the same file of."""
 
@@ -192,7 +197,7 @@ class Packed(Sink):
     def memory(self, data: U8) -> int:
         """See `Sink.memory`."""
         self._stream.write(data)
-        full = data[: len(data) & ~(PAGE_SIZE - 1)].view("<u8").reshape(-1, PAGE_SIZE // 8).any(axis=1)
+        full = _full(data[: len(data) & ~(PAGE_SIZE - 1)])
         return int(len(full) - np.count_nonzero(full)) << PAGE_SHIFT
 
     def finish(self) -> None:

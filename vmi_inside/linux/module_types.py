@@ -93,7 +93,18 @@ def _types(kernel: Kernel, _: int, address: int, size: int) -> Btf | None:
 
 
 def module_symbols(kernel: Kernel, module: Structs) -> dict[str, int]:
-    """The symbols of one module (one row), by name, as its own symbol table has them. Raises `MemoryFault`."""
+    """The symbols of one module (one row), by name, as its own symbol table has them. Raises `MemoryFault`.
+
+    Of several of one name the first.
+    """
+    found: dict[str, int] = {}
+    for name, value in module_symbol_list(kernel, module):
+        found.setdefault(name, value)
+    return found
+
+
+def module_symbol_list(kernel: Kernel, module: Structs) -> list[tuple[str, int]]:
+    """All of them, name and value; local ones may share a name. Raises `MemoryFault`."""
     table = module.follow("kallsyms").fetch("symtab", "num_symtab", "strtab")
     count = min(int(table.unsigned("num_symtab")[0]), SYMBOL_LIMIT)
     raw = kernel.space.read(int(table.pointer("symtab")[0]), count * _ELF_SYM_SIZE)
@@ -102,8 +113,8 @@ def module_symbols(kernel: Kernel, module: Structs) -> dict[str, int]:
     named = rows[(rows["name"] != 0) & (rows["name"] < BTF_LIMIT)]
     size = int(named["name"].max()) + 256 if len(named) else 0
     strings = ragged.gather(kernel.space, np.array([base]), np.array([size])).row(0)
-    found: dict[str, int] = {}
+    found = []
     for at, value in zip(named["name"].tolist(), named["value"].tolist(), strict=True):
         end = strings.find(b"\0", at)
-        found.setdefault(strings[at : end if end >= 0 else None].decode("latin-1"), value)
+        found.append((strings[at : end if end >= 0 else None].decode("latin-1"), value))
     return found

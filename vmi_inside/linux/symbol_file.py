@@ -6,6 +6,7 @@ come from is told by the profile and `module_types`, where frames end by `orc`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Final
 
@@ -18,7 +19,8 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux import frame_table
 from vmi_inside.linux.code import Code
 from vmi_inside.linux.loaded import Loaded
-from vmi_inside.linux.module_types import module_symbols
+from vmi_inside.linux.module_types import module_symbol_list
+from vmi_inside.structs import Structs
 from vmi_inside.types import U8, U64
 
 _SYMBOL: Final = np.dtype([
@@ -65,8 +67,8 @@ def write_symbols(kernel: Kernel, file: IO[bytes]) -> Written:
         text, symbols = _kernel_symbols(kernel)
         texts, parts = [text], [symbols]
         at = len(text)
-        for row in range(len(modules.modules)) if modules is not None else ():
-            more, found = _module_symbols(kernel, modules, row, at)
+        for module in _each(modules):
+            more, found = _module_symbols(kernel, module, at)
             texts.append(more)
             parts.append(found)
             at += len(more)
@@ -90,7 +92,8 @@ def _image(kernel: Kernel) -> list[_Range]:
         start, end = kernel.profile.find_symbol(first), kernel.profile.find_symbol(last)
         if start is not None and end is not None and start < end:
             found.append(_Range(name, start, end, code))
-    here, data = kernel.profile.origin, []
+    here = kernel.profile.origin
+    data: list[_Range] = []
     for one in [*sorted(found, key=lambda one: one.start), _Range("", kernel.symbol("_end"), 0, False)]:
         if here < one.start:
             data.append(_Range(f".data.{len(data)}", here, one.start, False))
@@ -139,16 +142,23 @@ def _kernel_symbols(kernel: Kernel) -> tuple[U8, NDArray[np.void]]:
     return np.array(symbols.text, np.uint8), table
 
 
-def _module_symbols(kernel: Kernel, modules: Loaded, row: int, at: int) -> tuple[U8, NDArray[np.void]]:
+def _each(modules: Loaded | None) -> Iterator[Structs]:
+    """Each module as one row."""
+    if modules is not None:
+        for row in range(len(modules.modules)):
+            yield modules.modules.select(np.array([row]))
+
+
+def _module_symbols(kernel: Kernel, module: Structs, at: int) -> tuple[U8, NDArray[np.void]]:
     """The same of a module, whose names will begin at `at`."""
     try:
-        found = module_symbols(kernel, modules.modules.select(np.array([row])))
+        found = module_symbol_list(kernel, module)
     except (ProfileError, MemoryFault):
-        found = {}
-    names = [name.encode("utf-8", "replace").replace(b"\0", b"") + b"\0" for name in found]
+        found = []
+    names = [name.encode("utf-8", "replace").replace(b"\0", b"") + b"\0" for name, _ in found]
     table = np.zeros(len(names), _SYMBOL)
     table["name"] = at + np.cumsum([0, *map(len, names)])[:-1]
-    table["value"] = np.fromiter((value & (1 << 64) - 1 for value in found.values()), np.uint64, len(names))
+    table["value"] = np.fromiter((value & (1 << 64) - 1 for _, value in found), np.uint64, len(names))
     return np.frombuffer(b"".join(names), np.uint8), table
 
 
