@@ -91,6 +91,9 @@ SECTIONS: Final = {
         "journal": "journal:journal",
         "undo": "undo:undo",
     },
+    "Other tools": {
+        "vol": "vol:vol",
+    },
     "More": {
         "profile": "profile:profile",
         "completion": "completion:completion",
