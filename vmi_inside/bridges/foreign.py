@@ -34,8 +34,8 @@ def require(tool: str) -> ModuleType:
 class Foreign:
     """A context in which another tool's code runs: what it raises becomes `ToolFailed`, in one line.
 
-    Our own errors, interrupts, exits and closed pipes go through as they are. `inner` names where the tool's user code lies, so that
-    the line says which of its lines failed.
+    Our own errors, interrupts, exits and closed pipes go through as they are. `inner` are pieces of paths of the code
+    that is told of: the line says which of its lines failed.
     """
 
     def __init__(self, tool: str, inner: Sequence[str] = ()) -> None:
@@ -57,4 +57,4 @@ class Foreign:
 
 
 def _numbers(release: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in release.split("+")[0].split(".") if part.isdigit())
+    return tuple(int(part) for part in release.partition("+")[0].split(".") if part.isdigit())

@@ -1,4 +1,4 @@
-"""The parts that volatility3 takes a guest of ours in: two layers, a symbol table, and an automagic that hands them over.
+"""The parts in which volatility3 takes a guest of ours: layers, a symbol table, an automagic that hands them over.
 
 Knows volatility3's interfaces. Imported only where volatility3 is: by `bridges.volatility3`, or by the file in
 `bridges/volatility3_plugins` when volatility3 itself was told to look there.
@@ -165,9 +165,7 @@ class _InMemory(intermed.IntermediateSymbolTable):  # type: ignore[misc]
         name: str,
         table: dict[str, Any],
     ) -> None:
-        self._versions = {
-            form.version: form for form in class_subclasses(intermed.ISFormatTable)
-        }
+        self._versions = {form.version: form for form in class_subclasses(intermed.ISFormatTable)}
         form = self._closest_version(FORMAT, self._versions)
         self._delegate = form(context, config_path, name, table, None, None)
         interfaces.symbols.SymbolTableInterface.__init__(self, context, config_path, name, self._delegate.natives)

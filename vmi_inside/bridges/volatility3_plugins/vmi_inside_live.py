@@ -3,4 +3,6 @@
 Nothing but an import: volatility3 finds what it uses by the classes that there are.
 """
 
-from vmi_inside.bridges import volatility3_parts as volatility3_parts
+from vmi_inside.bridges import volatility3_parts
+
+__all__ = ["volatility3_parts"]
