@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("control",),
     ("tables",),
     ("domains", "snapshot"),
-    ("guest", "saved", "diff"),
+    ("guest", "saved", "diff", "profiles"),
     ("sql", "rescue"),
     ("bridges",),
     ("cli",),
