@@ -15,7 +15,7 @@ from typing import Final, Self
 from vmi_inside.errors import ToolFailed, Unsupported, VmiError
 
 #: The first release of each tool that these bridges were tried with.
-_NEEDED: Final = {"volatility3": (2, 11), "drgn": (0, 0, 30)}
+_NEEDED: Final = {"volatility3": (2, 11), "drgn": (0, 1)}
 
 
 def require(tool: str) -> ModuleType:

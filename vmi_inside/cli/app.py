@@ -93,6 +93,7 @@ SECTIONS: Final = {
     },
     "Other tools": {
         "vol": "vol:vol",
+        "drgn": "drgn:drgn",
     },
     "More": {
         "profile": "profile:profile",
