@@ -68,7 +68,8 @@ def code(guest: Guest, text: str) -> None:
     with Foreign(_TOOL, ("<code>",)):
         import_module(_TOOL).set_default_prog(made)
         names = import_module("drgn.cli").default_globals(made)
-        exec(compile(text, "<code>", "exec"), {**names, "prog": made})  # noqa: S102: it is the user's own
+        # The user's own code, as in Python's -c.
+        exec(compile(text, "<code>", "exec"), {**names, "prog": made})  # noqa: S102
 
 
 def shell(guest: Guest) -> None:

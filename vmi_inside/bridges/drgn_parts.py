@@ -9,9 +9,20 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
-from drgn import FaultError, FindObjectFlags, Object, Program, Symbol, SymbolBinding, SymbolKind, Type, TypeMember
+from drgn import (
+    FaultError,
+    FindObjectFlags,
+    Object,
+    Program,
+    Symbol,
+    SymbolBinding,
+    SymbolKind,
+    Type,
+    TypeMember,
+    sizeof,
+)
 
-from vmi_inside.bridges.drgn_types import Types, unsigned_long
+from vmi_inside.bridges.drgn_types import Types
 from vmi_inside.errors import MemoryFault, VmiError
 from vmi_inside.guest import Guest
 from vmi_inside.profile import btf
@@ -20,6 +31,12 @@ from vmi_inside.types import align_up
 #: Where kernels' half of the addresses begins, with five levels of page tables.
 KERNEL_HALF: Final = 0xFF00_0000_0000_0000
 _TEXT: Final = "tTwW"
+#: Arrays whose length depends on the kernel's configuration: what they hold. They end where the next symbol begins.
+_COUNTED: Final = {
+    "__per_cpu_offset": "unsigned long", "node_data": "struct pglist_data *", "node_states": "nodemask_t",
+    "swap_info": "struct swap_info_struct *", "uidhash_table": "struct hlist_head", "vm_node_stat": "atomic_long_t", "vm_numa_event": "atomic_long_t",
+    "vm_zone_stat": "atomic_long_t", "cgroup_subsys": "struct cgroup_subsys *",
+}  # fmt: skip
 
 
 class Memory:
@@ -62,7 +79,7 @@ class Symbols:
             rows = [] if best is None else [best] if one else symbols.rows(name)
         else:
             rows = list(range(len(symbols)))
-        return [self._symbol(row) for row in rows[:1] if one] if one else [self._symbol(row) for row in rows]
+        return [self._symbol(row) for row in (rows[:1] if one else rows)]
 
     def _inside(self, address: int) -> bool:
         end = self._profile.find_symbol("_end")
@@ -116,8 +133,9 @@ class Objects:
                 return self._program.type(text)
             except LookupError:
                 continue
-        if name == "__per_cpu_offset":  # NR_CPUS of them (mm/percpu.c)
-            return self._program.array_type(unsigned_long(self._program), self._profile.room(name) // 8)
+        if name in _COUNTED:
+            element = self._program.type(_COUNTED[name])
+            return self._program.array_type(element, self._profile.room(name) // sizeof(element))
         if name == "tk_core":  # without a name before 6.13 (kernel/time/timekeeping.c)
             return self._keeper()
         return None

@@ -81,7 +81,9 @@ class Types:
             return program.pointer_type(self.type(last, depth))
         if kind == btf.ARRAY:
             of, _, count = record.words
-            return program.array_type(self.type(of, depth), count) if count else program.array_type(self.type(of, depth))
+            return (
+                program.array_type(self.type(of, depth), count) if count else program.array_type(self.type(of, depth))
+            )
         if kind == btf.INT:
             encoding = record.words[0] >> 24
             if encoding & _BOOL:
@@ -126,10 +128,3 @@ class Types:
             for name_at, of in told[: len(told) - variadic]
         ]
         return self._program.function_type(self.type(record.last, depth), parameters, variadic)
-
-
-def unsigned_long(program: Program) -> Type:
-    """C's unsigned long."""
-    return program.int_type("unsigned long", 8, False)
-
-

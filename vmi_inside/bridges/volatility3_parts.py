@@ -10,6 +10,7 @@ the kernel has five. The symbol table is made in memory of the kernel's own type
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
@@ -24,6 +25,7 @@ from vmi_inside import __version__
 from vmi_inside.guest import Guest, attach
 from vmi_inside.memory import PhysicalMemory
 from vmi_inside.profile.isf import FORMAT, isf
+from vmi_inside.profile.profile import Profile
 
 #: What a guest's location begins with: `vol -f vmi-inside://web01`.
 SCHEME: Final = "vmi-inside:"
@@ -227,4 +229,10 @@ def _enter(context: interfaces.context.ContextInterface, guest: Guest) -> None:
     kind = {4: GuestSpace, 5: GuestSpace5}[space.paging.levels]
     context.add_layer(kind(context, where, _SPACE, {"os": "Linux"}))
     where = path_join(_HOME, _SYMBOLS)
-    context.symbol_space.append(GuestSymbols(context, where, _SYMBOLS, isf(profile, __version__)))
+    context.symbol_space.append(GuestSymbols(context, where, _SYMBOLS, _table(profile)))
+
+
+@functools.lru_cache(maxsize=1)
+def _table(profile: Profile) -> dict[str, Any]:
+    """The symbol table: it is of the kernel's build, and does not change with the guest."""
+    return isf(profile, __version__)
