@@ -33,10 +33,16 @@ KERNEL_HALF: Final = 0xFF00_0000_0000_0000
 _TEXT: Final = "tTwW"
 #: Arrays whose length depends on the kernel's configuration: what they hold. They end where the next symbol begins.
 _COUNTED: Final = {
-    "__per_cpu_offset": "unsigned long", "node_data": "struct pglist_data *", "node_states": "nodemask_t",
-    "swap_info": "struct swap_info_struct *", "uidhash_table": "struct hlist_head", "vm_node_stat": "atomic_long_t", "vm_numa_event": "atomic_long_t",
-    "vm_zone_stat": "atomic_long_t", "cgroup_subsys": "struct cgroup_subsys *",
-}  # fmt: skip
+    "__per_cpu_offset": "unsigned long",
+    "cgroup_subsys": "struct cgroup_subsys *",
+    "node_data": "struct pglist_data *",
+    "node_states": "nodemask_t",
+    "swap_info": "struct swap_info_struct *",
+    "uidhash_table": "struct hlist_head",
+    "vm_node_stat": "atomic_long_t",
+    "vm_numa_event": "atomic_long_t",
+    "vm_zone_stat": "atomic_long_t",
+}
 
 
 class Memory:
