@@ -1,7 +1,8 @@
-"""A controller that is killed in the middle: `python -m tests.control_victim TARGET URI POINT [both]`.
+"""A controller that is killed in the middle: `python -m tests.control_victim TARGET URI POINT PID [both]`.
 
 Counts every step that leaves a trace outside the process, before and after it, and dies (SIGKILL) at the POINT-th; with
-`both` the process that watches over it dies first. Ends with status 0 when there are fewer steps than that.
+`both` the process that watches over it dies first. Ends with status 0 when there are fewer steps than that. With a PID
+it sends a signal to that process of the guest, and every packet to the gdb stub is a step; with 0 it writes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ STEPS = (
 
 
 def main() -> None:
-    target, uri, point = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    target, uri, point, pid = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     count = 0
     guest: vmi_inside.Guest | None = None
 
@@ -43,11 +44,14 @@ def main() -> None:
                 watcher.wait()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for kind, names in STEPS:
+    for kind, names in (*STEPS, (GdbStub, ("_send",) if pid else ())):
         for name in names:
             setattr(kind, name, stepped(getattr(kind, name), f"{kind.__name__}.{name}", step))
     guest = vmi_inside.attach(target, connect=uri or None, writable=True)
-    work(guest)
+    if pid:
+        guest.signal(pid, signal.SIGTERM)
+    else:
+        work(guest)
     guest.close()
 
 

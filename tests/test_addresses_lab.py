@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from tests import netlink
 from tests.lab.guest import LabGuest
@@ -19,11 +16,6 @@ COMPARED = (
     "interface", "ifindex", "family", "address", "prefix_length", "broadcast", "point_to_point", "scope", "label",
     "flags",
 )  # fmt: skip
-
-
-@pytest.fixture(params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
-def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> LabGuest:
-    return lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
 
 
 def told(guest: LabGuest, namespace: str) -> list[tuple[Any, ...]]:
@@ -46,7 +38,8 @@ def told(guest: LabGuest, namespace: str) -> list[tuple[Any, ...]]:
     return rows
 
 
-def test_every_address_cell_by_cell(guest: LabGuest) -> None:
+def test_every_address_cell_by_cell(lab_each: LabGuest) -> None:
+    guest = lab_each
     said = {(inode, *row) for inode, rows in netlink.everywhere(guest, told).items() for row in rows}
     with guest.attach() as seen:
         table = seen.interface_addresses()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from tests import netlink
 from tests.lab.guest import LabGuest
@@ -15,11 +12,6 @@ from vmi_inside.linux.network.neighbours import FLAGS, STATES
 
 GETNEIGH, DST, LLADDR, EXTENDED = 30, 1, 2, 15
 PROXY = 8
-
-
-@pytest.fixture(params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
-def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> LabGuest:
-    return lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
 
 
 def told(guest: LabGuest, namespace: str) -> list[tuple[Any, ...]]:
@@ -41,7 +33,8 @@ def told(guest: LabGuest, namespace: str) -> list[tuple[Any, ...]]:
     return rows
 
 
-def test_every_neighbour_cell_by_cell(guest: LabGuest) -> None:
+def test_every_neighbour_cell_by_cell(lab_each: LabGuest) -> None:
+    guest = lab_each
     with guest.attach() as seen:
 
         def differences() -> set[tuple[Any, ...]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tests.synthetic.cache import PAGE, VMEMMAP, CacheGuest
 from tests.synthetic.guest import NOWHERE
+from vmi_inside.cli.contents import write_content
+from vmi_inside.cli.gaps import Gaps
 from vmi_inside.errors import NoFile
 from vmi_inside.linux.cached_files import cached_files
 from vmi_inside.linux.file_content import contents
@@ -100,6 +104,22 @@ def test_contents(guest: CacheGuest) -> None:
     assert second.missing() == [(2 * P, 3 * P)]
     assert second.read() == b"zero".ljust(3 * P, b"\0")
     assert contents(guest.kernel, []) == []
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_contents_are_written_with_their_holes(tmp_path: Path, sparse: bool) -> None:
+    guest = CacheGuest()
+    disk = guest.on_disk("ext4", 11, 9 * P + 1, names=("disk",))
+    guest.cache(disk, {2: b"two", 4: b"four"})
+    guest.link()
+    guest.finish()
+    (content,) = contents(guest.kernel, [disk])
+    gaps = Gaps("disk")
+    path = tmp_path / "out"
+    with path.open("wb" if sparse else "ab") as file:
+        write_content(content, file, gaps, sparse=sparse)
+    assert path.read_bytes() == content.read()
+    assert gaps.size == 7 * P + 1
 
 
 def test_large_pages_in_either_form(guest: CacheGuest) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.synthetic.guest import HOLE, NOWHERE
 from tests.synthetic.module_lists import ModulesGuest
+from tests.synthetic.ram import PRESENT
 from vmi_inside.linux.integrity import Findings, check
 
 
@@ -76,9 +77,9 @@ def test_lists_that_lie_end_and_are_told(view: str, wild: str | int) -> None:
         "/sys/module": guest.inside(module, "mkobj.kobj.entry"),
         "address tree": guest.inside(guest.loaded["ext4"], "core_layout.mtn.node.node[0]") + 8,
         "btf_modules": guest.space.read_u64(guest.btf_list),
-        "vmalloc areas": guest.areas[1] + guest.offset("vmap_area", "list"),
+        "vmalloc areas": guest.areas[1] + guest.offset("vmap_area", "rb_node") + 8,
     }[view]
-    itself = node - 8 if view == "address tree" else node
+    itself = node - 8 if view in ("address tree", "vmalloc areas") else node
     guest.word(node, itself if isinstance(wild, str) else wild)
     rows = found(guest)
     assert any(row.subject == view and row.severity == "medium" for row in rows), rows.to_dicts()
@@ -92,3 +93,32 @@ def test_modules_that_lie_of_themselves() -> None:
     rows = found(guest)
     assert {row.subject for row in rows} <= {"ext4", "code that nobody owns", "\\xff" * 56}
     assert any("not in memory" in row.seen for row in rows if row.subject == "\\xff" * 56)
+
+
+def test_words_of_data_that_lead_into_code() -> None:
+    """What is nobody's code, a module's code in constants, and numbers that only look like addresses."""
+    guest = populate()
+    nobody, module = guest.area(1), guest.loaded["ext4"] - 4096 - 64
+    mask = (1 << 64) - (1 << 30)
+    guest.tables.put(mask, 1, guest.ram.frames() | PRESENT)
+    stretches = {}
+    for start, end in (("__start_rodata", "__end_rodata"), ("_sdata", "_edata"), ("__bss_start", "__bss_stop")):
+        stretches[start] = guest.global_(start, 4096)
+        guest.global_("some_fops" if start == "__start_rodata" else f"some_{start}", 64)
+        guest.profile.symbols[end] = guest.global_(f"after_{end}", 64)
+    fops = guest.profile.symbols["some_fops"]
+    guest.word(fops, nobody + 16)
+    guest.word(fops + 8, module + 16)
+    guest.word(fops + 16, mask)
+    guest.word(fops + 24, NOWHERE)
+    guest.word(stretches["_sdata"], module + 16)
+    guest.word(stretches["_sdata"] + 8, mask)
+    guest.word(stretches["__bss_start"] + 80, nobody + 32)
+    guest.link()
+    rows = check(guest.kernel, ["pointers"], live=False)
+    assert [(row.subject, row.severity, row.address) for row in rows] == [
+        ("some_fops", "critical", fops),
+        ("__bss_start+0x50", "critical", stretches["__bss_start"] + 80),
+        ("some_fops+0x8", "high", fops + 8),
+    ]
+    assert rows[2].seen == f"{module + 16:#x}, ext4's"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,15 @@ import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
-from vmi_inside.errors import Busy, Conflict, ControlError, MemoryFault, NotUndoable, Unsafe, Unsupported
+from vmi_inside.control import machine
+from vmi_inside.control.borrow import borrow
+from vmi_inside.control.groups import in_cgroup, in_group
+from vmi_inside.errors import Busy, Conflict, ControlError, MemoryFault, NotUndoable, Unsafe, Unsupported, VmiError
 
 ROOT = Path(__file__).parents[1]
+#: Of the steps of a borrowed vCPU every so many-th is tried; all of them with VMI_CONTROL_ALL in the environment.
+STRIDE = 1 if os.environ.get("VMI_CONTROL_ALL") else 11
+ROUNDS = 100 if os.environ.get("VMI_CONTROL_ALL") else 15
 
 
 @pytest.fixture(params=["6.1", "6.12"])
@@ -38,6 +45,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def guest(lab: LabGuest) -> Iterator[vmi_inside.Guest]:
     with lab.attach(writable=True) as seen:
         yield seen
+        seen.undo_all()  # what a failed test leaves would fail others
 
 
 def nodename(guest: vmi_inside.Guest) -> int:
@@ -181,6 +189,60 @@ def test_one_vcpu_stands_while_the_other_runs(lab_boot: Callable[..., LabGuest])
         lab.ask(f"kill -9 {' '.join(pids)}")
 
 
+def test_killed_while_one_vcpu_stands(lab_boot: Callable[..., LabGuest]) -> None:
+    lab = lab_boot(workload="none")
+    code = (
+        "import sys, time, vmi_inside\n"
+        "guest = vmi_inside.attach(sys.argv[1], connect=sys.argv[2], pausing=True)\n"
+        "guest.vcpus[1].pause()\n"
+        "print('stands', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, lab.target, lab.uri or ""], stdout=subprocess.PIPE, cwd=ROOT
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"stands\n"
+        child.kill()
+        child.wait()
+    assert lab.ask("taskset 2 echo yes; taskset 1 echo yes", timeout=20).split() == ["yes", "yes"]
+    with lab.attach(pausing=True) as guest:
+        assert guest.vcpus[1].registers
+
+
+def test_breakpoints_and_watched_memory(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    at = guest.kernel.symbol("__x64_sys_getppid")
+    jiffies = guest.kernel.symbol("jiffies_64")
+    for kind in (machine.SOFTWARE, machine.HARDWARE):
+        caller = subprocess.Popen(
+            [sys.executable, "-c", "import sys; from tests.test_control_lab import agent; agent(*sys.argv[1:])",
+             lab.uri or "", lab.name, "sleep 1; for i in 1 2 3 4; do sh -c :; done"], cwd=ROOT,
+        )  # fmt: skip
+        with guest.vcpus.debugger() as debugger:
+            debugger.set(kind, at)
+            debugger.cont()
+            stop = debugger.wait(20)
+            assert stop is not None
+            assert debugger.registers(stop.vcpu)["rip"] == at
+            debugger.clear(kind, at)
+        assert caller.wait(20) == 0
+    with guest.vcpus.debugger() as debugger:
+        debugger.set(machine.WRITE, jiffies, 8)
+        debugger.cont()
+        stop = debugger.wait(10)
+        assert stop is not None
+        assert stop.watch == jiffies
+    assert ticks(lab)
+    assert healthy(lab)
+
+
+def agent(uri: str, name: str, command: str) -> None:
+    """Ask a guest something from another process."""
+    from tests.lab.libvirt import Daemon
+
+    Daemon(Path(uri.partition("socket=")[2]).parents[1], 0).guest(name).ask(command)
+
+
 def test_a_debugger_of_the_users_own(lab: LabGuest, guest: vmi_inside.Guest, tmp_path: Path) -> None:
     assert guest.machine is not None
     guest.machine._hmp(f"gdbserver unix:{tmp_path}/gdb,server=on,wait=off")  # type: ignore[attr-defined]
@@ -289,8 +351,9 @@ def test_a_processs_memory(lab: LabGuest, guest: vmi_inside.Guest) -> None:
     finally:
         lab.ask(f"kill -9 {pid}; rm -f /tmp/tell /tmp/told")
     time.sleep(0.2)
-    with pytest.raises((NotUndoable, ControlError)):
+    with pytest.raises(NotUndoable, match="has ended"):
         guest.undo(1)
+    assert guest.standing() == []
 
 
 def mapped(guest: vmi_inside.Guest, at: int, pid: int) -> bool:
@@ -317,37 +380,303 @@ def test_the_journal_is_for_its_owner_alone(guest: vmi_inside.Guest, state: Path
     assert [entry.id for entry in guest.journal()] == [1, 2]
 
 
-@pytest.mark.parametrize("both", ["", "both"])
-def test_killed_at_every_step(lab_boot: Callable[..., LabGuest], both: str) -> None:
+def killed(lab: LabGuest, point: int, pid: int, both: bool) -> tuple[str, bool]:
+    """Let a controller die at its `point`-th step: what that was, and whether it came so far."""
+    victim = subprocess.run(
+        [sys.executable, "-m", "tests.control_victim", lab.target, lab.uri or "", str(point), str(pid)]
+        + ["both"] * both,
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert victim.returncode in (0, -signal.SIGKILL)
+    if both:  # nobody is left to let the guest go; the next command does
+        with lab.attach(writable=True) as guest:
+            guest.recover()
+    assert ticks(lab), victim.stdout
+    return victim.stdout.strip(), victim.returncode != 0
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_killed_at_every_step_of_a_change(lab_boot: Callable[..., LabGuest], both: bool) -> None:
     lab = lab_boot(workload="none")
     steps = []
     for point in range(1, 200):
-        victim = subprocess.run(
-            [sys.executable, "-m", "tests.control_victim", lab.target, lab.uri or "", str(point), both],
-            cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-        if both:
-            with lab.attach(writable=True) as guest:
-                guest.recover()
-        else:
-            time.sleep(0.1)
-        assert ticks(lab), victim.stdout
+        step, so_far = killed(lab, point, 0, both)
         with lab.attach(writable=True) as guest:
             guest.recover()
-            [entry] = guest.journal()[-1:] or [None]
-            done = entry is not None and entry.state == "done" and entry.kind != "undo"
-            assert (lab.ask("hostname").strip(), uid(lab)) == (("victim", "4242") if done else ("lab", "0")), (
-                victim.stdout
-            )
+            done = [entry.state for entry in guest.journal() if entry.kind != "undo"][-1:] == ["done"]
+            expected = ("victim", "4242") if done else ("lab", "0")
+            assert (lab.ask("hostname").strip(), uid(lab)) == expected, step
             assert "open" not in [one.state for one in guest.journal()]
             guest.undo_all()
             assert guest.vcpus[0].registers
-        assert (lab.ask("hostname").strip(), uid(lab)) == ("lab", "0"), victim.stdout
-        if victim.returncode == 0:
+        assert (lab.ask("hostname").strip(), uid(lab)) == ("lab", "0"), step
+        if not so_far:
             break
-        assert victim.returncode == -signal.SIGKILL
-        steps.append(victim.stdout.strip())
+        steps.append(step)
     else:
         pytest.fail("the victim never came to its end")
     assert {"after QemuMachine.pause", "before GdbStub.write", "after WritableQemuMemory.scatter"} <= set(steps)
-    assert "BUG" not in lab.ask("dmesg")
+    assert healthy(lab)
+
+
+def test_killed_while_a_vcpu_is_borrowed(lab_boot: Callable[..., LabGuest]) -> None:
+    lab = lab_boot(workload="none")
+    steps = []
+    for point in range(1, 1000, STRIDE):
+        pid = sleeper(lab)
+        step, so_far = killed(lab, point, pid, both=False)
+        with lab.attach(writable=True) as guest:
+            guest.recover()
+            if [entry.state for entry in guest.journal()][-1:] == ["done"]:
+                assert status(lab) == "143", step
+            elif lab.ask(f"test -e /proc/{pid} && echo there", check=False):
+                guest.signal(pid, signal.SIGKILL)
+                assert status(lab) == "137", step
+        if not so_far:
+            break
+        steps.append(step)
+    else:
+        pytest.fail("the victim never came to its end")
+    assert len(steps) >= 100 // STRIDE
+    assert healthy(lab)
+
+
+# -- the guest's own code ---------------------------------------------------------------------------------------------
+
+
+def test_signals_end_as_they_should(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    for number, told in ((signal.SIGTERM, "143"), (signal.SIGKILL, "137"), (signal.SIGUSR1, "138")):
+        pid = sleeper(lab)
+        begun = time.monotonic()
+        guest.signal(pid, number)
+        assert time.monotonic() - begun < 2
+        assert status(lab) == told
+    assert [entry.kind for entry in guest.journal()] == ["signal"] * 3
+    with pytest.raises(NotUndoable, match="wrote nothing"):
+        guest.undo(1)
+    assert healthy(lab)
+
+
+def test_stopped_and_gone_on(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    pid = sleeper(lab)
+
+    def state() -> str:
+        return lab.ask(f"sleep .1; grep State /proc/{pid}/status").split()[1]
+
+    guest.signal(pid, signal.SIGSTOP)
+    assert state() == "T"
+    guest.nice(pid, 7)
+    assert lab.ask(f"cut -d' ' -f19 /proc/{pid}/stat").strip() == "7"
+    guest.signal(pid, signal.SIGCONT)
+    assert state() == "S"
+    guest.signal(pid, signal.SIGKILL)
+    assert status(lab) == "137"
+    with pytest.raises(ControlError, match="no process"):
+        guest.signal(pid)
+
+
+def test_what_a_parent_sees(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    def told() -> list[str]:
+        return lab.ask("sleep .2; cat /tmp/told").splitlines()[1:]
+
+    lab.ask("rm -f /tmp/told; workload wait /tmp/told sleep 1000 </dev/null >/dev/null 2>&1 &")
+    pid = int(lab.ask("while [ ! -s /tmp/told ]; do :; done; cat /tmp/told").split()[1])
+    for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM):
+        guest.signal(pid, number)
+        assert told()
+    assert told() == ["stopped 19", "continued", "stopped 19", "continued", "killed 15"]
+
+
+def test_one_that_sleeps_and_is_not_to_be_disturbed(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    """In state D: a parent of vfork, which a signal ends if it is fatal. Others wait for it to wake."""
+    lab.ask("workload start dstate")
+    pid, child = (
+        next(row.pid for row in guest.processes() if (row.name, row.state) == (name, state))
+        for name, state in (("dstate", "D"), ("dstate-child", "S"))
+    )
+
+    def pending() -> int:
+        return int(lab.ask(f"sleep .1; sed -n 's/ShdPnd:\\t//p' /proc/{pid}/status"), 16)
+
+    assert pending() == 0
+    guest.signal(pid, signal.SIGTSTP)
+    assert pending() == 1 << signal.SIGTSTP - 1
+    guest.signal(pid, signal.SIGKILL)
+    assert lab.ask(f"sleep .2; grep State /proc/{pid}/status").split()[1] == "Z"  # its parent waits for nobody
+    parent = next(row.parent for row in guest.processes() if row.pid == pid)
+    guest.signal([child, parent], signal.SIGKILL)
+    assert lab.ask(f"sleep .2; test -e /proc/{pid} || echo gone").strip() == "gone"
+    assert healthy(lab)
+
+
+def test_whom_not_to_signal(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    for pid, words in ((1, "ancestor"), (2, "thread of the kernel")):
+        with pytest.raises(Unsafe, match=words):
+            guest.signal(pid, signal.SIGKILL)
+        with pytest.raises(Unsafe, match=words):
+            guest.nice(pid, 3)
+    assert guest.journal() == []
+
+
+def test_a_busy_guest(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    burners = lab.ask(
+        "for i in 1 2 3; do sh -c 'while :; do :; done' </dev/null >/dev/null 2>&1 & echo $!;"
+        "dd if=/dev/zero of=/dev/null bs=64k </dev/null >/dev/null 2>&1 & echo $!; done"
+    ).split()
+    try:
+        for _ in range(5):
+            pid = sleeper(lab)
+            begun = time.monotonic()
+            guest.signal(pid)
+            assert time.monotonic() - begun < 2
+            assert status(lab) == "143"
+            guest.call("get_random_u32")
+    finally:
+        guest.signal([int(pid) for pid in burners], signal.SIGKILL)
+    assert lab.ask(f"sleep .5; ls -d {' '.join(f'/proc/{pid}' for pid in burners)} 2>/dev/null", check=False) == ""
+    assert healthy(lab)
+
+
+def test_a_call_and_what_it_returns(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    pid = sleeper(lab)
+    task = int(next(row.address for row in guest.processes() if row.pid == pid))
+    found = guest.call("pid_vnr", guest.call("get_task_pid", task, 0))
+    assert found in (0, pid)  # 0 where the interrupted task is in another pid namespace
+    assert guest.call("task_prio", task) == 20
+    with pytest.raises(VmiError, match="no symbol"):
+        guest.call("no_such_function")
+    guest.signal(pid, signal.SIGKILL)
+    assert healthy(lab)
+
+
+def test_a_function_that_does_not_return(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    spin = guest.kernel.symbol("__x64_sys_getuid")  # becomes an endless loop for a moment
+    with guest.transaction("a loop", code=True) as change, borrow(change) as vcpu:
+        before = change.read(spin, 2)
+        change.code(spin, b"\xeb\xfe")
+        with pytest.raises(Unsafe, match="has not returned"):
+            vcpu.call(spin, timeout=0.5)
+        change.code(spin, before)
+    assert uid(lab) == "0"
+    assert healthy(lab)
+
+
+def test_what_is_a_processs_ends_with_it(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    pid = sleeper(lab)
+    told = f"grep -E '^(Uid|Gid|Cap)' /proc/{pid}/status; cat /proc/{pid}/limits"
+    before = lab.ask(told)
+    entries = [
+        guest.set_ids(pid, 1000, 1001), guest.drop_capabilities(pid), guest.set_limit(pid, "nofile", 64, 128),
+        guest.write_memory(guest.place("task_struct.comm", pid), b"renamed\0"),
+    ]  # fmt: skip
+    assert re.search(r"Uid:\s+1000\s+1000\s+1000\s+1000\s", lab.ask(told))
+    assert len(guest.undo_all()) == 4
+    assert lab.ask(told) == before
+    entries = [guest.set_ids(pid, 1000), guest.set_limit(pid, "nofile", 64, 128)]
+    guest.signal(pid, signal.SIGKILL)
+    assert status(lab) == "137"
+    for entry in entries:
+        with pytest.raises(NotUndoable, match="has ended"):
+            guest.undo(entry.id)
+    assert guest.standing() == []
+    with pytest.raises(Unsafe, match="ancestor"):
+        guest.set_ids(1, 1000)
+    assert healthy(lab)
+
+
+def test_settings(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    told = lab.ask(
+        "cd /proc/sys; for f in kernel/* vm/* fs/* net/core/* net/ipv4/*; do [ -f $f ] && v=$(cat $f 2>/dev/null) &&"
+        " echo $f=$v; done; true"
+    )
+    same = 0
+    for line in told.splitlines():
+        name, _, value = line.partition("=")
+        try:
+            found = guest.sysctl(name)
+        except (Unsupported, ControlError):
+            continue
+        same += found.split() == value.split()
+        assert found.split() == value.split() or value != lab.ask(f"cat /proc/sys/{name}").strip(), name
+    assert same > 100
+    for name, value in (("kernel.printk", "1 2 3 4"), ("vm/swappiness", "7"), ("net.ipv4.ip_forward", "1")):
+        try:
+            entry = guest.set_sysctl(name, value)
+        except Unsupported:
+            continue
+        path = f"/proc/sys/{name.replace('.', '/')}"
+        assert lab.ask(f"cat {path}").split() == value.split()
+        guest.undo(entry.id)
+        assert lab.ask(f"cat {path}").split() != value.split()
+
+
+def test_a_paused_guest_is_not_made_to_run(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    pid = sleeper(lab)
+    with guest.paused(), pytest.raises(Unsafe, match="paused"):
+        guest.signal(pid)
+    guest.pause()
+    try:
+        with pytest.raises(Unsafe, match="paused"):
+            guest.signal(pid)
+        assert guest.machine is not None
+        assert guest.machine.paused
+    finally:
+        guest.resume()
+    guest.vcpus[0].pause()
+    with pytest.raises(Unsafe, match="paused"):
+        guest.signal(pid)
+    code = guest.kernel.symbol("__x64_sys_getppid")
+    guest.undo(guest.write_memory(code, bytes.fromhex("b892100000c3"), code=True).id)
+    guest.vcpus[0].resume()
+    guest.signal(pid)
+    assert status(lab) == "143"
+
+
+def test_a_group_and_a_cgroup(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    script = "for i in 1 2 3; do sleep 1000 & done; wait"
+    leader = int(lab.ask(f"setsid sh -c '{script}' </dev/null >/dev/null 2>&1 & sleep .5; echo $!"))
+    group = sorted(in_group(guest.kernel, leader))
+    told = lab.ask("for s in /proc/[0-9]*/stat; do cut -d' ' -f1,5 $s 2>/dev/null; done")
+    assert group == sorted(int(line.split()[0]) for line in told.splitlines() if line.split()[1] == str(leader))
+    assert len(group) == 4
+    lab.ask("mkdir -p /sys/fs/cgroup/box/in")
+    lab.ask("".join(f"echo {pid} >/sys/fs/cgroup/box/in/cgroup.procs; " for pid in group))
+    assert sorted(in_cgroup(guest.processes(), "/box")) == group
+    guest.signal(group, signal.SIGKILL)
+    assert lab.ask("sleep .3; cat /sys/fs/cgroup/box/in/cgroup.procs").split() == []
+    lab.ask("rmdir /sys/fs/cgroup/box/in /sys/fs/cgroup/box")
+
+
+def test_a_hundred_rounds(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    before = guest.read_memory(guest.kernel.symbol("_text"), 1 << 20)
+    at = guest.kernel.symbol("__x64_sys_getppid")
+    for _ in range(ROUNDS):
+        with guest.paused():
+            pass
+        entry = guest.write_memory(at, bytes.fromhex("b892100000c3"), code=True)
+        pid = sleeper(lab)
+        assert lab.ask("sh -c 'echo $PPID'").strip() == "4242"
+        guest.signal(pid, signal.SIGKILL)
+        assert status(lab) == "137"
+        guest.undo(entry.id)
+    assert guest.read_memory(guest.kernel.symbol("_text"), 1 << 20) == before
+    assert lab.ask("sh -c 'echo $PPID'").strip() != "4242"
+    assert healthy(lab)
+
+
+def sleeper(lab: LabGuest) -> int:
+    """A process that sleeps; its parent waits for it, and `status` tells what it saw."""
+    lab.ask("rm -f /tmp/pid /tmp/status")
+    lab.ask("(sleep 1000 & echo $! >/tmp/pid~; mv /tmp/pid~ /tmp/pid; wait $!; echo $? >/tmp/status~;"
+            " mv /tmp/status~ /tmp/status) </dev/null >/dev/null 2>&1 &")  # fmt: skip
+    return int(lab.ask("while [ ! -e /tmp/pid ]; do :; done; cat /tmp/pid"))
+
+
+def status(lab: LabGuest) -> str:
+    """The status that the sleeper's parent got from wait(2), as a shell tells it."""
+    return lab.ask("while [ ! -e /tmp/status ]; do sleep .02; done; cat /tmp/status").strip()
+
+
+def healthy(lab: LabGuest) -> bool:
+    """Whether the guest's kernel has nothing to complain about."""
+    return not re.search(r"BUG|Oops|WARNING|Call Trace|stall|lockup|hung", lab.ask("dmesg"))

@@ -17,6 +17,7 @@ from vmi_inside.control.gates.assemble import Assembler, At
 from vmi_inside.control.gates.layout import Rule, Scope, State
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.operations import OPERATIONS
+from vmi_inside.linux.gated import AREA_SIZE
 
 BASE = 0xFFFF_FFFF_86BF_A000
 DATA = 0xFFFF_8880_0000_0000
@@ -66,7 +67,7 @@ class Machine:
         self.uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.uc.ctl_set_tlb_mode(unicorn.UC_TLB_VIRTUAL)  # no paging: kernel addresses as they are
         for start, size, access in (
-            (BASE, layout.AREA_SIZE, unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC),
+            (BASE, AREA_SIZE, unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC),
             (DATA, 0x40000, unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE),
             (STACK, 0x4000, unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE),
             (FUNCTIONS, 0x4000, unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC),
@@ -478,14 +479,14 @@ def test_records_are_read_as_they_were_written() -> None:
     }
     hooks = (layout.Hook(FUNCTIONS, b"\x0f\x1f\x44\0\0"), layout.Hook(FUNCTIONS + 16, b"\x66\x66\x66\x66\x90"))
     state = State(3000, b"abcdefgh", MARK, hooks, rules)
-    raw = bytearray(b"\xcc" * layout.AREA_SIZE)
+    raw = bytearray(b"\xcc" * AREA_SIZE)
     for at, piece in layout.encode(BASE, state).items():
         raw[at : at + len(piece)] = piece
     assert layout.decode(BASE, bytes(raw)) == state
 
 
 def test_records_of_others_are_left_alone() -> None:
-    raw = bytearray(b"\xcc" * layout.AREA_SIZE)
+    raw = bytearray(b"\xcc" * AREA_SIZE)
     with pytest.raises(layout.NotOurs):
         layout.decode(BASE, bytes(raw))
     state = State(3000, b"abcdefgh", MARK, (), {0: rule(networks=ALLOWED)})

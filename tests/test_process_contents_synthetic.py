@@ -15,6 +15,7 @@ from vmi_inside.errors import NoProcess, NotInMemory, PageFault
 from vmi_inside.linux import user_pages
 from vmi_inside.linux.content import State, kernel_content, physical_content
 from vmi_inside.linux.core_dump import Core, _plan  # its parts are easier to see alone
+from vmi_inside.linux.file_content import contents
 from vmi_inside.linux.process_contents import ProcessContents
 
 R, W, SHARED, IO = 1, 2, 0x80, 0x4000
@@ -115,6 +116,20 @@ def test_large_pages(guest: CacheGuest) -> None:
     assert states[0] == State.UNMAPPED
     assert (states[1:512] == State.PRESENT).all()
     assert (states[512:] == State.SWAPPED).all()
+
+
+def test_files_of_huge_pages_are_read_from_the_tables_alone(guest: CacheGuest) -> None:
+    init, user = process(guest)
+    file = file_of(guest, "hugetlbfs", 8 << 20, {0: b"one of huge pages", 1: b"the next huge one"})
+    at = 0x7F00_0000_0000
+    user.map(at, 4 * GIB, level=2)
+    memory = finished(guest, init, [guest.region(init, at, at + (8 << 20), R | 1 << 22, vm_file=file)])
+    states = memory.content(at, 8 << 20).state
+    assert (states[:512] == State.PRESENT).all()
+    assert (states[512:] == State.MISSING).all()
+    (content,) = contents(guest.kernel, [guest.inodes_of["hugetlbfs"][0]])
+    assert "huge pages" in content.fault
+    assert content.missing() == [(0, 8 << 20)]
 
 
 def test_tables_that_lie(guest: CacheGuest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from tests import netlink
 from tests.lab.guest import LabGuest
@@ -33,11 +30,6 @@ COMPARED = (
     "family", "table", "destination", "netmask", "type", "protocol", "scope", "metric", "source", "mtu", "hopcount",
     "nexthop_id", "tos", "interface", "gateway", "weight", "flags",
 )  # fmt: skip
-
-
-@pytest.fixture(params=["6.1-cloud", "6.12-cloud", "new-cloud", "5.10-cloud"])
-def guest(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> LabGuest:
-    return lab_boot() if request.param == "6.1-cloud" else lab_boot(kernel=request.param)
 
 
 def hops(found: netlink.Attributes, flags: int) -> list[tuple[int, bytes, int, int]]:
@@ -82,7 +74,8 @@ def told(guest: LabGuest, namespace: str) -> list[tuple[Any, ...]]:
     return rows
 
 
-def test_every_route_cell_by_cell(guest: LabGuest) -> None:
+def test_every_route_cell_by_cell(lab_each: LabGuest) -> None:
+    guest = lab_each
     said = Counter((inode, *row) for inode, rows in netlink.everywhere(guest, told).items() for row in rows)
     with guest.attach() as seen:
         table = seen.routes()

@@ -41,8 +41,9 @@ def test_pieces_make_no_difference(parts: list[bytes], borders: list[int], minim
     data = b"".join(parts)
     found = [(each.address - 0x1000, each.text) for each in strings(cut(data, borders), minimum, ("ascii",))]
     assert found == [(m.start(), m[0].decode()) for m in re.finditer(rb"[\x20-\x7e\t]{%d,}" % minimum, data)]
-    wide = [(each.address, each.text) for each in strings(cut(data, borders), minimum, ("utf16",))]
-    assert wide == [(each.address, each.text) for each in strings([(0x1000, data)], minimum, ("utf16",))]
+    wide = [(each.address - 0x1000, each.text) for each in strings(cut(data, borders), minimum, ("utf16",))]
+    pattern = rb"(?:[\x20-\x7e\t]\x00){%d,}" % minimum
+    assert wide == [(m.start(), m[0].decode("utf-16-le")) for m in re.finditer(pattern, data)]
 
 
 def test_strings_of_both_encodings() -> None:

@@ -317,3 +317,21 @@ def test_a_busy_guest_in_one_picture(lab_guest: LabGuest) -> None:
         (new,) = [row.pid for row in after.processes() if row.cmdline == "sleep 21"]
         assert [row.change for row in diff(before, after) if row.row.startswith(f"pid={new} ")] == ["added"]
     lab_guest.ask(f"kill {new}")
+
+
+def test_a_guest_that_stands_still_for_its_picture(lab_fresh: Callable[..., LabGuest]) -> None:
+    guest = lab_fresh(workload="tree,tcp,sleepers=200")
+    guest.ask("while :; do sleep 0.01 & cat /proc/self/stat; done >/dev/null 2>&1 &")
+    with guest.attach(pausing=True) as seen:
+        for _ in range(5):
+            taken = seen.snapshot(pause=True)
+            assert taken.whole
+            assert taken.paused > 0
+            processes = set(taken.processes().pid.tolist())
+            assert set(taken.process_open_files().pid.tolist()) <= processes
+            assert {name: set(table.fault) for name, table in taken.tables.items()} == {
+                name: {""} for name in taken.tables
+            }
+    assert guest.domain.state()[0] == 1, "running"
+    with guest.attach() as seen, pytest.raises(VmiError, match="pausing=True"):
+        seen.snapshot(pause=True)

@@ -42,6 +42,19 @@ _IDENTITIES: Final = {
     "process_open_files": _Identity(("pid", "descriptor", "path", "inode"), ("name",), ("size",)),
     "process_memory_map": _Identity(("pid", "start", "end", "path"), ("permissions",)),
     "kernel_modules": _Identity(("name", "base"), ("size",), ("references",)),
+    "kernel_log": _Identity(("sequence",), ("text",)),
+    "mounts": _Identity(("mnt_namespace", "id"), ("path", "device")),
+    "block_devices": _Identity(("name",)),
+    "kernel_keys": _Identity(("serial_number", "address"), ("type", "description")),
+    "timers": _Identity(("address",), ("function",), ("remaining", "expires")),
+    "cgroups": _Identity(("hierarchy", "path", "id"), (), ("processes", "threads")),
+    "process_envs": _Identity(("pid", "key"), ("name",)),
+    "process_limits": _Identity(("pid", "resource"), ("name",)),
+    "process_credentials": _Identity(("pid",), ("name",)),
+    "process_namespaces": _Identity(("pid",), ("name",)),
+    "interface_details": _Identity(
+        ("net_namespace", "interface"), (), ("ipackets", "opackets", "ibytes", "obytes", "ierrors", "oerrors")
+    ),
 }
 ADDED: Final = "added"
 REMOVED: Final = "removed"

@@ -7,7 +7,6 @@ somebody else's.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 import warnings
@@ -22,7 +21,7 @@ import numpy as np
 
 from vmi_inside.arch.paging import BY_LEVELS
 from vmi_inside.control.gates.hands import GateControls
-from vmi_inside.control.machine import Machine
+from vmi_inside.control.process_controls import ProcessControls
 from vmi_inside.errors import AttachError, GuestGone, UnknownKernel, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
 from vmi_inside.memory import PhysicalMemory, Releasing
@@ -34,6 +33,9 @@ from vmi_inside.tables import Reading, T, Tables
 from vmi_inside.types import I64, Mask
 
 if TYPE_CHECKING:
+    import subprocess
+
+    from vmi_inside.control.machine import Machine
     from vmi_inside.linux.content import Content
     from vmi_inside.linux.file_content import FileContent
     from vmi_inside.linux.integrity import Findings
@@ -54,7 +56,7 @@ class Notice(UserWarning):
     """Something about how a guest was attached to that its user should know: slow memory, a tainted domain."""
 
 
-class Guest(Tables, GateControls):
+class Guest(Tables, ProcessControls, GateControls):
     """An attached guest. Use it as a context manager, or `close()` it.
 
     Every table is read anew when it is asked for, and raises `GuestGone` when the guest ended or rebooted meanwhile.
@@ -194,15 +196,18 @@ class Guest(Tables, GateControls):
         """A context in which several tables are read as one operation: quicker, and nearer to one moment."""
         return self.kernel.operation()
 
-    def snapshot(self, *tables: str) -> Snapshot:
+    def snapshot(self, *tables: str, pause: bool = False) -> Snapshot:
         """Several tables as one picture; the usual ones (`snapshot.USUAL`) when none is named.
 
-        What it needs is copied in one go, within milliseconds; the guest goes on meanwhile.
+        What it needs is copied in one go, within milliseconds; the guest goes on meanwhile, or, with `pause`, stands
+        still: that needs `attach(..., pausing=True)`. Raises `Unsupported` for a table that there is not, `GuestGone`.
         """
         from vmi_inside import snapshot
 
         readings = snapshot.wanted(tables)
-        made = snapshot.take(self.name, self.kernel, self.memory, readings, live=self._live)
+        made = snapshot.take(
+            self.name, self.kernel, self.memory, readings, live=self._live, pause=self.paused if pause else None
+        )
         for table in made.tables.values():
             self._checked(table)
         return made
@@ -317,6 +322,8 @@ def attach(
 
 def _watch(target: str, connect: str | None, writable: bool) -> subprocess.Popen[bytes]:
     """A process that outlives this one, and lets the guest go if this one has not."""
+    import subprocess
+
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = f"import sys; sys.path.insert(0, {root!r}); from vmi_inside.rescue import main; main()"
     words = [target, connect or "", "writable" if writable else ""]
@@ -334,7 +341,7 @@ class Access:
     pausing: bool = False
 
 
-Opened = Iterator[tuple[str, PhysicalMemory, Machine | None]]
+Opened = Iterator[tuple[str, PhysicalMemory, "Machine | None"]]
 
 
 def _learned(name: str, memory: PhysicalMemory, machine: Machine | None, live: bool) -> Guest:

@@ -90,6 +90,12 @@ class Daemon:
         daemon.stop()
         raise LabError(f"libvirtd did not come up; it said:\n{said}")
 
+    def keep(self) -> Daemon:
+        """The same, to live on when this process ends."""
+        if self._process is not None:
+            self._process.returncode = 0  # else Python warns of a child that it leaves behind
+        return Daemon(self.root, self.pid)
+
     @contextmanager
     def connection(self) -> Iterator[Any]:
         """A connection, closed behind you."""
@@ -121,6 +127,7 @@ class Daemon:
         connection = libvirt.open(self.uri)
         name = name or f"lab-{shape.kernel}-{secrets.token_hex(2)}"
         home = self.root / "guests" / name
+        shutil.rmtree(home, ignore_errors=True)  # of a guest of that name that has ended
         home.mkdir()
         try:
             domain = connection.createXML(domain_xml(name, shape, chosen.vmlinuz, image, home), 0)

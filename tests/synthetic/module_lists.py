@@ -49,7 +49,7 @@ btf_module 48
 vmap_area 64
     va_start 0 u64
     va_end 8 u64
-    list 40 list_head
+    rb_node 16 rb_node
     vm 56 *vm_struct
 vm_struct 64
     size 16 u64
@@ -69,7 +69,7 @@ class ModulesGuest(TasksGuest):
         self.word(self.global_("module_kset", 8), self.kset)
         self.mod_tree = self.global_("mod_tree", 40)
         self.btf_list = self.global_("btf_modules", 16)
-        self.area_list = self.global_("vmap_area_list", 16)
+        self.area_root = self.global_("vmap_area_root", 8)
         self.loaded: dict[str, int] = {}
         self.areas: list[int] = []
         self._free = SPACE
@@ -102,7 +102,10 @@ class ModulesGuest(TasksGuest):
         self.ring(self.modules, [self.inside(at, "list") for at in modules])
         self.ring(self.kset, [self.inside(at, "mkobj.kobj.entry") for at in modules])
         self.ring(self.btf_list, [self.new("btf_module", module=at) for at in modules])
-        self.ring(self.area_list, [at + self.offset("vmap_area", "list") for at in self.areas])
+        areas = [at + self.offset("vmap_area", "rb_node") for at in self.areas]
+        self.word(self.area_root, areas[0])
+        for here, after in zip(areas, [*areas[1:], 0], strict=True):
+            self.put("rb_node", here, rb_right=after)
         nodes = [self.inside(at, "core_layout.mtn.node.node[0]") for at in modules]
         self.poke("mod_tree_root", self.mod_tree, "root.tree[0].rb_node", nodes[0] if nodes else 0)
         for here, left, right in zip(nodes, nodes[1:2] + [0] * len(nodes), nodes[2:3] + [0] * len(nodes), strict=False):

@@ -38,7 +38,7 @@ def cat(
     with target.attach(Output()) as guest:
         found = guest.file_content(where, device=device, inode=inode)
         with outfile.written(path) as file:
-            write_content(found, file, gaps)
+            write_content(found, file, gaps, sparse=path is not None)
     if path is not None:
         say(f"{target.name}: {found.size} bytes written to {path}")
     if found.fault:

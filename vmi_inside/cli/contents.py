@@ -27,10 +27,8 @@ def file_choice(command: Command) -> Command:
     )(command)
 
 
-def write_content(content: FileContent, file: IO[bytes], gaps: Gaps) -> None:
-    """Write all of a file: holes and what is missing as zeros, sparse where the file can be."""
-    sparse = file.seekable()
-    base = file.tell() if sparse else 0
+def write_content(content: FileContent, file: IO[bytes], gaps: Gaps, *, sparse: bool) -> None:
+    """Write all of a file: holes and what is missing as zeros; as holes into a new file, which can be `sparse`."""
     at = 0
     for chunk in content.chunks():
         _skip(file, chunk.offset - at, sparse)
@@ -40,7 +38,7 @@ def write_content(content: FileContent, file: IO[bytes], gaps: Gaps) -> None:
             start = chunk.offset + page * _PAGE
             gaps.add(start, min(start + _PAGE, content.size), "could not be read")
     if sparse and at < content.size:
-        file.truncate(base + content.size)
+        file.truncate(content.size)
     else:
         _skip(file, content.size - at, False)
     for start, end in content.missing():

@@ -24,7 +24,7 @@ class Exit:
 NOTHING: Final = 1
 FOUND: Final = 11
 UNREADABLE: Final = 8
-PARTIAL: Final = 11
+PARTIAL: Final = 17
 INTERRUPTED: Final = 130
 
 EXITS: Final = (
@@ -40,11 +40,11 @@ EXITS: Final = (
     Exit(9, "not possible with this target, or a package is missing", (errors.Unsupported,)),
     Exit(10, "the guest ended or rebooted meanwhile", (errors.GuestGone,)),
     Exit(FOUND, "the check found something"),
-    Exit(11, "the guest could not be paused, changed or called into", (errors.ControlError,)),
-    Exit(12, "what is in the guest is not what the change expects", (errors.Conflict,)),
-    Exit(13, "cannot be undone", (errors.NotUndoable,)),
-    Exit(14, "another controller or debugger has the guest in hand", (errors.Busy,)),
-    Exit(15, "refused as unsafe", (errors.Unsafe,)),
+    Exit(12, "the guest could not be paused, changed or called into", (errors.ControlError,)),
+    Exit(13, "what is in the guest is not what the change expects", (errors.Conflict,)),
+    Exit(14, "cannot be undone", (errors.NotUndoable,)),
+    Exit(15, "another controller or debugger has the guest in hand", (errors.Busy,)),
+    Exit(16, "refused as unsafe", (errors.Unsafe,)),
     Exit(PARTIAL, "done in part: some of it is not in the guest's memory, or time ran out"),
     Exit(18, "another tool that was run on the guest failed", (errors.ToolFailed,)),
     Exit(INTERRUPTED, "interrupted (Ctrl-C)"),

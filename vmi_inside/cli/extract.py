@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,12 +69,13 @@ def extract(target: Target, patterns: tuple[str, ...], folder: Path, force: bool
                 gaps = Gaps(row.path)
                 try:
                     with root.create(row.path, force=force) as file:
-                        write_content(content, file, gaps)
+                        write_content(content, file, gaps, sparse=True)
                         file.flush()
-                        os.utime(file.fileno(), (max(row.mtime, 0), max(row.mtime, 0)))
-                except (OSError, OverflowError) as error:
+                        with contextlib.suppress(OSError, OverflowError):  # a guest may claim any time
+                            os.utime(file.fileno(), (row.mtime, row.mtime))
+                except OSError as error:
                     failed += 1
-                    say(f"{target.name}: {row.path}: not written: {getattr(error, 'strerror', None) or error}")
+                    say(f"{target.name}: {row.path}: not written: {error.strerror or error}")
                     continue
                 written += 1
                 partial += bool(gaps.size or content.fault)

@@ -41,12 +41,16 @@ Examples:
     help="Keep it in this file (JSON; .gz is packed).",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--pause", is_flag=True, help="Stop the guest while memory is copied, for some milliseconds.")
 @output_options
-def snapshot(target: Target, tables: tuple[str, ...], path: Path | None, force: bool, output: Output) -> None:
+def snapshot(
+    target: Target, tables: tuple[str, ...], path: Path | None, force: bool, pause: bool, output: Output
+) -> None:
     """Several tables as one picture of one moment.
 
-    All memory that they need is copied in one go, within milliseconds, and they are read from the copy. Shows what
-    the snapshot holds; -O keeps it.
+    All memory that they need is copied in one go, within milliseconds, and they are read from the copy; of a guest
+    that changes much, --pause makes sure that nothing in it moves meanwhile. Shows what the snapshot holds; -O keeps
+    it.
     """
     from vmi_inside import saved
     from vmi_inside.snapshot import Contents
@@ -54,8 +58,8 @@ def snapshot(target: Target, tables: tuple[str, ...], path: Path | None, force: 
     fields = output.choose(Contents.schema, plain("table_name", "rows", "marked"))
     if path is not None and path.exists() and not force:
         raise click.BadParameter(f"{path}: there is a file of that name already; see --force.", param_hint="'-O'")
-    with target.attach(output) as guest:
-        taken = guest.snapshot(*listed(tables))
+    with target.attach(output, pausing=pause) as guest:
+        taken = guest.snapshot(*listed(tables), pause=pause)
     if path is not None:
         saved.save(taken, path, replace=force)
     output.write(output.ordered(taken.contents()), fields, target.name)

@@ -61,25 +61,26 @@ def write(
     """
     if sum(given is not None for given in (raw, text, number)) != 1:
         raise click.UsageError("One of --hex, --text and --int says what to write.")
-    from vmi_inside.control.named import find_place
+    from vmi_inside.control.named import Place
+    from vmi_inside.control.places import PHYSICAL, process_space
 
     with controlled(target, quiet=quiet, dry_run=dry_run) as guest:
         plain = where.lower().startswith("0x")
-        place = find_place(guest.kernel, where, pid)
-        space = {"pid": pid if plain else None, "physical": physical and plain}
+        place = guest.place(where, pid)
+        if plain and (pid is not None or physical):
+            space = PHYSICAL if physical else process_space(guest.kernel, pid or 0)
+            place = Place(place.address, space=space)
         data = _data(raw, text, number, size or place.size, where)
         if place.size and len(data) > place.size:
             raise click.UsageError(f"{where} has room for {place.size} bytes, not {len(data)}.")
-        before = guest.read_memory(place.address, len(data), **space)  # type: ignore[arg-type]
+        before = guest.read_memory(place, len(data))
         words = f"{where} ({place.address:#x}): {before.hex(' ')} -> {data.hex(' ')}"
         if dry_run:
             if expect is not None and expect != before:
                 words += f"; it would be refused, for not {expect.hex(' ')} stands there"
             click.echo(f"would write {words}")
             return
-        entry = guest.write_memory(
-            place.address, data, expect=expect, code=code, reason=reason or f"write {where}", **space  # type: ignore[arg-type]
-        )  # fmt: skip
+        entry = guest.write_memory(place, data, expect=expect, code=code, reason=reason or f"write {where}")
     if not quiet:
         say(f"{target.name}: entry {entry.id}: wrote {words}")
 

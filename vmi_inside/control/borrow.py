@@ -17,9 +17,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NoReturn
 
-from vmi_inside.control.machine import HARDWARE, Debugger, Stop
+from vmi_inside.control.machine import HARDWARE, Debugger
+from vmi_inside.control.pausing import uninterrupted
 from vmi_inside.control.places import KERNEL, pieces
 from vmi_inside.control.transaction import Change
 from vmi_inside.errors import ControlError, MemoryFault, NoMember, NoSymbol, Unsafe, Unsupported
@@ -67,7 +68,7 @@ class Borrowed:
         """Call a kernel function, by its name or address, with up to six integers; gives RAX, unsigned.
 
         The other vCPUs run meanwhile. Raises `Unsafe` when it has not returned in `timeout` seconds: the vCPU is put
-        back to where it was, and what the function had begun stays as it is. Raises `NoSymbol`.
+        back to where it was, if it can be, and what the function had begun stays as it is. Raises `NoSymbol`.
         """
         if len(arguments) > len(_ARGUMENTS):
             raise ControlError(f"{len(arguments)} arguments; a kernel function is called with six at the most")
@@ -81,22 +82,30 @@ class Borrowed:
             "rax": 0, "rsp": stack, "rip": address, "eflags": saved["eflags"] & ~(_INTERRUPTS | _DIRECTION),
         })  # fmt: skip
         deadline = time.monotonic() + timeout
-        try:
+        with uninterrupted():  # half of a function is never what is wanted
             while True:
                 debugger.cont()
                 stop = debugger.wait(max(deadline - time.monotonic(), 0))
                 if stop is None:
                     debugger.interrupt()
-                    raise Unsafe(
-                        f"{function} has not returned in {timeout:g} s, and the vCPU was put back; what it had begun, "
-                        "such as a lock that it took, stays"
-                    )
                 now = debugger.registers(self.vcpu)
                 if (now["rip"], now["rsp"]) == (saved["rip"], saved["rsp"]):
+                    self._put_back()
                     return now["rax"]
-                _pass(debugger, stop, saved["rip"], self._skip, but=self.vcpu)
-        finally:
-            debugger.set_registers(self.vcpu, {name: saved[name] for name in _GENERAL})
+                if stop is None:
+                    self._give_up(function, timeout, now)
+                _pass(debugger, saved["rip"], self._skip, but=self.vcpu)
+
+    def _put_back(self) -> None:
+        self._debugger.set_registers(self.vcpu, {name: self._saved[name] for name in _GENERAL})
+
+    def _give_up(self, function: str | int, timeout: float, now: Mapping[str, int]) -> NoReturn:
+        """Raise `Unsafe`; the vCPU is put back, if it still is in what was called, and on its stack."""
+        what = f"{function} has not returned in {timeout:g} s"
+        if now["cs"] & 3 or not self._saved["rsp"] - _STACK_ROOM <= now["rsp"] < self._saved["rsp"]:
+            raise Unsafe(f"{what}, and its vCPU does something else by now: it slept, or the guest rebooted")
+        self._put_back()
+        raise Unsafe(f"{what}, and the vCPU was put back; what it had begun, such as a lock that it took, stays")
 
 
 @contextmanager
@@ -108,6 +117,7 @@ def borrow(change: Change, *, clean: bool = True, patience: float = PATIENCE) ->
     `Unsafe` when no vCPU comes in `patience` seconds, `Unsupported` on kernels that have no such place.
     """
     kernel = change.kernel
+    change.run_freely()
     place, skip = _place(kernel)
     change.hold(points=[[HARDWARE, place, 1]])
     debugger = change.debugger
@@ -158,20 +168,19 @@ def _bring(
                 reason = _unfit(kernel, saved, clean)
                 if not reason:
                     return stop.vcpu, saved
-            _pass(debugger, stop, place, skip)
+            _pass(debugger, place, skip)
             # The same interrupt at once would meet the same code: let the guest go on a little.
             debugger.cont()
-            stop = debugger.wait(_BREATH)
-            if stop is None:
+            if debugger.wait(_BREATH) is None:
                 debugger.interrupt()
             else:
-                _pass(debugger, stop, place, skip)
+                _pass(debugger, place, skip)
             turn += 1
         if time.monotonic() > deadline:
             raise Unsafe(f"no safe moment to borrow a vCPU in {patience:g} s: {reason}; nothing was done")
 
 
-def _pass(debugger: Debugger, stop: Stop, place: int, skip: int, but: int = -1) -> None:
+def _pass(debugger: Debugger, place: int, skip: int, but: int = -1) -> None:
     """Lead vCPUs that stand at the place over its first instruction, which does nothing."""
     for vcpu in range(len(debugger.threads)):
         if vcpu != but and debugger.registers(vcpu)["rip"] == place:

@@ -1,29 +1,28 @@
 """What an attached guest can be told to do: the methods that `Guest` has when control was asked for.
 
-Knows which part does what. Nothing is done here itself.
+Knows which part does what, and loads it when it is asked for. Nothing is done here itself.
 """
 
 from __future__ import annotations
 
-import signal
-import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vmi_inside.control import places, signals
-from vmi_inside.control.borrow import borrow
-from vmi_inside.control.journal import Entry
-from vmi_inside.control.machine import Machine
-from vmi_inside.control.pausing import Pause, Pausing
-from vmi_inside.control.places import KERNEL
-from vmi_inside.control.store import Store
-from vmi_inside.control.transaction import Change, Transactions
-from vmi_inside.control.vcpus import Vcpus
 from vmi_inside.errors import ControlError, Unsupported
-from vmi_inside.kernel import Kernel
 from vmi_inside.memory import PhysicalMemory, WritableMemory
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from vmi_inside.control.journal import Entry, Journal
+    from vmi_inside.control.machine import Machine
+    from vmi_inside.control.named import Place
+    from vmi_inside.control.pausing import Pause, Pausing
+    from vmi_inside.control.transaction import Change, Transactions
+    from vmi_inside.control.vcpus import Vcpus
+    from vmi_inside.kernel import Kernel
 
 
 class Controls:
@@ -69,38 +68,60 @@ class Controls:
     @cached_property
     def vcpus(self) -> Vcpus:
         """The vCPUs: registers, and each paused by itself."""
+        from vmi_inside.control.vcpus import Vcpus
+
         return Vcpus(self._pausing)
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
-    def read_memory(self, address: int, size: int, *, pid: int | None = None, physical: bool = False) -> bytes:
-        """What stands at a kernel address, or one of process `pid`, or a physical one; whole or not at all.
+    def place(self, name: str, pid: int | None = None) -> Place:
+        """A place by its name: a symbol, `init_uts_ns.name.nodename`, `task_struct.comm` of process `pid`.
+
+        Raises `NoSymbol`, `NoMember`, `ControlError`; see `control.named` for what names there are.
+        """
+        from vmi_inside.control.named import find_place
+
+        return find_place(self.kernel, name, pid)
+
+    def read_memory(
+        self, where: int | Place, size: int | None = None, *, pid: int | None = None, physical: bool = False
+    ) -> bytes:
+        """What stands at a kernel address, or one of process `pid`, or a physical one, or a place; whole or not at all.
 
         Needs no control. Raises `PageFault`, `NoMemory`, `ControlError` (no such process).
         """
-        where = places.pieces(self.kernel, self._space(pid, physical), address, size)
-        return b"".join(bytes(self.memory.read(one.pa, one.end - one.start) or b"") for one in where)
+        from vmi_inside.control.places import pieces
+
+        place = self._place(where, pid, physical)
+        found = pieces(self.kernel, place.space, place.address, place.size if size is None else size)
+        return b"".join(bytes(self.memory.read(one.pa, one.end - one.start) or b"") for one in found)
 
     def write_memory(
-        self, address: int, data: bytes, *, expect: bytes | None = None, pid: int | None = None,
+        self, where: int | Place, data: bytes, *, expect: bytes | None = None, pid: int | None = None,
         physical: bool = False, code: bool = False, reason: str = "",
     ) -> Entry:  # fmt: skip
-        """Write at a kernel address, or one of process `pid`, or a physical one; refused whole when a byte is unmapped.
+        """Write where `read_memory` reads; refused whole when a byte is unmapped.
 
         `code` is for kernel code. Gives the journal's entry. Raises `Conflict` when not `expect` stands there,
-        `PageFault`, `NoMemory`, `Unsafe`.
+        `PageFault`, `NoMemory`, `Unsafe`, and `ControlError` for more than a place has room for.
         """
-        space = self._space(pid, physical)
-        with self.transaction(
-            reason or f"write of {len(data)} bytes at {address:#x}", kind="write", code=code
-        ) as change:
-            change.apply([(address, data, expect)], code=code, space=space)
+        place = self._place(where, pid, physical)
+        at = place.address
+        if place.size and len(data) > place.size:
+            raise ControlError(f"there is room for {place.size} bytes at {at:#x}, not for {len(data)}")
+        with self.transaction(reason or f"write of {len(data)} bytes at {at:#x}", kind="write", code=code) as change:
+            change.apply([(at, data, expect)], code=code, space=place.space)
         return change.entry
 
-    def _space(self, pid: int | None, physical: bool) -> str:
+    def _place(self, where: int | Place, pid: int | None, physical: bool) -> Place:
+        from vmi_inside.control import places
+        from vmi_inside.control.named import Place
+
+        if isinstance(where, Place):
+            return where
         if pid is not None:
-            return places.process_space(self.kernel, pid)
-        return places.PHYSICAL if physical else KERNEL
+            return Place(where, space=places.process_space(self.kernel, pid))
+        return Place(where, space=places.PHYSICAL if physical else places.KERNEL)
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
@@ -120,7 +141,7 @@ class Controls:
 
     def journal(self) -> list[Entry]:
         """Every change that was made to this guest from this account, the oldest first."""
-        return self._transactions.journal.entries()
+        return self._journal.entries()
 
     def standing(self) -> list[Entry]:
         """The changes that can be undone, the newest first."""
@@ -134,47 +155,6 @@ class Controls:
         """Take back all changes of this boot that still stand, the last first. Stops at the first that cannot be."""
         return [self.undo(entry.id) for entry in self.standing()]
 
-    # -- the guest's own code -----------------------------------------------------------------------------------------
-
-    def call(self, function: str | int, *arguments: int, reason: str = "", clean: bool = True) -> int:
-        """Call a function of the guest's kernel, by its symbol or address, on a borrowed vCPU; gives RAX, unsigned.
-
-        It runs in an interrupt: it must not sleep, nor turn interrupts on. With `clean` the vCPU was interrupted where
-        no lock is held. Raises `Unsafe` when there is no such moment, or the function does not return; `NoSymbol`.
-        """
-        words = ", ".join(f"{one:#x}" for one in arguments)
-        shown = function if isinstance(function, str) else f"{function:#x}"
-        detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
-        with (
-            self.transaction(reason or f"{shown}({words})", kind="call", detail=detail, code=True) as change,
-            borrow(change, clean=clean) as vcpu,
-        ):
-            change.detail["returned"] = f"{(value := vcpu.call(function, *arguments)):#x}"
-        return value
-
-    def signal(self, pid: int | Iterable[int], number: int = signal.SIGTERM, *, force: bool = False) -> None:
-        """Send a signal to a process, or to several, as the guest's kernel does it: with all its effects.
-
-        Raises `ControlError` for a process that is not there or has ended, `Unsafe` for kernel threads and process 1
-        unless `force`, and when no vCPU can be borrowed for it.
-        """
-        to = signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
-        words = ", ".join(f"{one.pid} ({one.name})" for one in to)
-        detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
-        with self.transaction(f"{signals.name(number)} to {words}", kind="signal", detail=detail, code=True) as change:
-            gone = signals.send(change, to, number)
-            change.detail["gone"] = [one.pid for one in gone]
-        if gone:
-            raise ControlError(f"{', '.join(str(one.pid) for one in gone)} had ended before the signal came")
-
-    def nice(self, pid: int | Iterable[int], value: int, *, force: bool = False) -> None:
-        """Set the nice value of all threads of a process, or of several. Raises as `signal` does."""
-        to = signals.targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
-        words = ", ".join(f"{one.pid} ({one.name})" for one in to)
-        detail = {"nice": value, "pids": [one.pid for one in to]}
-        with self.transaction(f"nice {value} for {words}", kind="nice", detail=detail, code=True) as change:
-            signals.set_nice(change, to, value)
-
     # -- the parts ----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -183,17 +163,34 @@ class Controls:
             raise Unsupported(
                 f"{self.name}: attached read-only; attach with writable=True, or pausing=True, to hold it"
             )
+        from vmi_inside.control.pausing import Pausing
+        from vmi_inside.control.store import Store
+
         return Pausing(self.machine, Store(self.machine.identity), self._unfinished, self._recover, self.watch)
+
+    @cached_property
+    def _journal(self) -> Journal:
+        from vmi_inside.control.journal import Journal
+
+        return Journal(self._pausing.store)
 
     @cached_property
     def _transactions(self) -> Transactions:
         pausing = self._pausing
         if not isinstance(self.memory, WritableMemory):
             raise Unsupported(f"{self.name}: attached read-only; attach with writable=True to change it")
+        from vmi_inside.control.transaction import Transactions
+
         return Transactions(self.kernel, self.memory, pausing)
 
     def _unfinished(self) -> bool:
-        return isinstance(self.memory, WritableMemory) and self._transactions.unfinished()
+        """Whether a change was begun and not ended. Only who may write can put that right."""
+        left = any(entry.state == "open" for entry in self._journal.entries())
+        if left and not isinstance(self.memory, WritableMemory):
+            raise ControlError(
+                f"{self.name}: whoever changed it last was killed in the middle; `vmi-inside undo` puts that right"
+            )
+        return left
 
     def _recover(self, told: dict[str, Any]) -> None:
         """Finish what a controller began that died. The guest stands still."""

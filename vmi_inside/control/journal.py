@@ -27,8 +27,8 @@ UNDO: Final = "undo"
 class Write:
     """Bytes that were changed: `old` and `new` are of one length.
 
-    `space` says what `address` is: "kernel" and "physical" addresses, or "process PID STARTTIME". `code` is written
-    so that it takes effect also where code was translated.
+    `space` says what `address` is; see `places`. `code` is written so that it takes effect also where code was
+    translated.
     """
 
     address: int

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from vmi_inside.control.places import find_process
+from vmi_inside.control.places import KERNEL, find_process, task_space
 from vmi_inside.errors import ControlError
 from vmi_inside.kernel import Kernel
 from vmi_inside.profile.ctypes import CType
@@ -27,11 +27,12 @@ _STEPS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An address, and what is known to stand there: `size` in bytes and `type`; 0 and None where nothing is."""
+    """An address, its space (see `places`), and what is known to be there: `size` in bytes, `type`; else 0 and None."""
 
     address: int
     size: int = 0
     type: CType | None = None
+    space: str = KERNEL
 
 
 def find_place(kernel: Kernel, text: str, pid: int | None = None) -> Place:
@@ -43,6 +44,7 @@ def find_place(kernel: Kernel, text: str, pid: int | None = None) -> Place:
     if plain and (text.startswith("0x") or kernel.profile.find_symbol(plain[1]) is not None):
         base = int(plain[1], 16) if plain[1].startswith("0x") else kernel.symbol(plain[1])
         return Place(base + int(plain[2] or "0", 0))
+    space = KERNEL
     first, *onward = text.split("->")
     head, _, path = first.partition(".")
     if len(onward) > _STEPS or not path:
@@ -51,6 +53,7 @@ def find_place(kernel: Kernel, text: str, pid: int | None = None) -> Place:
         if pid is None:
             raise ControlError(f"{text}: of which process? Give one with --pid")
         address, here = int(find_process(kernel, pid).address[0]), kernel.struct("task_struct")
+        space = task_space(kernel, pid)
     else:
         address, here = kernel.symbol(head), kernel.profile.global_type(head)
     for step in (path, *onward):
@@ -62,4 +65,4 @@ def find_place(kernel: Kernel, text: str, pid: int | None = None) -> Place:
         if member.bit_size:
             raise ControlError(f"{text}: {step} is a bit field; bytes are written, not bits")
         address, here = address + member.offset, member.type
-    return Place(address, here.size, here)
+    return Place(address, here.size, here, space)

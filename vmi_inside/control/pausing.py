@@ -59,6 +59,9 @@ class Pausing:
         self._told: dict[str, Any] = {}
         self._freed = True
         self._connect: Callable[[], AbstractContextManager[Debugger]] | None = None
+        #: A debugger that is there for longer, and serves everybody meanwhile.
+        self.shared: Debugger | None = None
+        self._inner = 0  # blocks inside the outermost one
         #: While some vCPUs stand and others run: makes all stand, for the length of a block.
         self.still: Callable[[], AbstractContextManager[None]] | None = None
 
@@ -66,6 +69,11 @@ class Pausing:
     def current(self) -> Pause | None:
         """The pause that lasts, if one does."""
         return self._pause
+
+    @property
+    def free_to_run(self) -> bool:
+        """Whether the guest stands for nobody's sake but that of the innermost block, which may let it run a little."""
+        return self._pause is not None and not self._pause.found and not self._inner
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -76,8 +84,8 @@ class Pausing:
             self._locks += 1
             try:
                 if self._locks == 1:
-                    held = self.store.held()
-                    if held is not None or self._unfinished():
+                    unfinished, held = self._unfinished(), self.store.held()
+                    if held is not None or unfinished:
                         same = held is not None and held.get("instance") == self.machine.instance
                         self._told = dict(held) if held is not None and same else {}
                         with self.paused(found=bool(self._told.get("found")) if same else None):
@@ -95,8 +103,12 @@ class Pausing:
         """
         with self.locked():
             if self._pause is not None:
-                with self.still() if self.still is not None else nullcontext():
-                    yield self._pause
+                self._inner += 1
+                try:
+                    with self.still() if self.still is not None else nullcontext():
+                        yield self._pause
+                finally:
+                    self._inner -= 1
                 return
             with _ending_raises(), ExitStack() as exits:
                 self._start_watching()
@@ -116,6 +128,9 @@ class Pausing:
     @contextmanager
     def debugger(self) -> Iterator[Debugger]:
         """A hold on the vCPUs. The guest must be paused. Raises `Busy`."""
+        if self.shared is not None:
+            yield self.shared
+            return
         if self._connect is not None:
             with self._connect() as debugger:
                 yield debugger

@@ -2,6 +2,10 @@
 
 Knows kernel, process and physical addresses, and which of a process's pages are its own to be written. What stands
 there is left to everybody else.
+
+A space says what an address is, and for how long it means something: "kernel" and "physical" ones always do,
+"process PID STARTED" is the memory of a process, "task PID STARTED" a kernel address that is a process's, such as its
+`task_struct`: when the process ends, somebody else may have it.
 """
 
 from __future__ import annotations
@@ -9,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
 
 from vmi_inside.errors import ControlError, NoMemory, PageFault, Unsafe
 from vmi_inside.kernel import Kernel
@@ -34,22 +40,32 @@ class Piece:
 
 
 def process_space(kernel: Kernel, pid: int) -> str:
-    """The name of the space of a process: it names this process only, and no later one with the same pid.
+    """The space of a process's memory. Raises `ControlError` when there is no such process."""
+    return f"process {pid} {started(find_process(kernel, pid))}"
 
-    Raises `ControlError` when there is no such process.
-    """
-    task = find_process(kernel, pid)
-    return f"process {pid} {int(task.fetch(_START).unsigned(_START)[0])}"
+
+def task_space(kernel: Kernel, pid: int) -> str:
+    """The space of what the kernel keeps of a process. Raises `ControlError` when there is no such process."""
+    return f"task {pid} {started(find_process(kernel, pid))}"
 
 
 def find_process(kernel: Kernel, pid: int, kind: int = PIDTYPE_TGID) -> Structs:
     """The `task_struct` of a process, one row. Raises `ControlError` when there is none."""
     number, _, tasks = pids(kernel).tasks(kernel, kind)
     rows = [row for row, one in enumerate(number.tolist()) if one == pid]
-    found = tasks.select(rows[:1])  # type: ignore[arg-type]
+    found = tasks.select(np.array(rows[:1], dtype=np.intp))
     if not rows or found.address[0] == 0:
         raise ControlError(f"there is no process {pid} in the guest")
     return found
+
+
+def is_there(kernel: Kernel, space: str) -> bool:
+    """Whether that space still is: a process's ends with it."""
+    try:
+        _tables(kernel, space)
+    except ControlError:
+        return False
+    return True
 
 
 def started(task: Structs) -> int:
@@ -78,7 +94,7 @@ def _pieces(kernel: Kernel, space: str, address: int, size: int, write: bool) ->
             pa = here
         else:
             pa = tables.translate_one(here)
-            if write and space != KERNEL and not _writable(tables, here):
+            if write and tables is not kernel.space and not _writable(tables, here):
                 raise Unsafe(
                     f"{here:#x} of that process is in a page that it may not write itself: others may share it, "
                     "such as the file it is of; nothing was written"
@@ -89,15 +105,17 @@ def _pieces(kernel: Kernel, space: str, address: int, size: int, write: bool) ->
 
 def _tables(kernel: Kernel, space: str) -> AddressSpace:
     """The page tables of a space. Raises `ControlError` when its process is gone."""
-    if space == KERNEL:
+    if space in (KERNEL, PHYSICAL):
         return kernel.space
     word, _, rest = space.partition(" ")
     pid, _, start = rest.partition(" ")
-    if word != "process" or not pid.isdigit() or not start.isdigit():
+    if word not in ("process", "task") or not pid.isdigit() or not start.isdigit():
         raise ControlError(f"{space!r} is no space of addresses")
     task = find_process(kernel, int(pid))
     if started(task) != int(start):
         raise ControlError(f"the process {pid} that is meant has ended; another one has its pid now")
+    if word == "task":
+        return kernel.space
     mm = task.follow("mm", kernel.struct("mm_struct"))
     if mm.address[0] == 0:
         raise ControlError(f"process {pid} has no memory of its own: it is a kernel thread, or has ended")

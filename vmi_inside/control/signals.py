@@ -32,6 +32,11 @@ class Target:
     task: int
     started: int
 
+    @property
+    def space(self) -> str:
+        """The space of what the kernel keeps of it; see `places`."""
+        return f"task {self.pid} {self.started}"
+
 
 def targets(kernel: Kernel, pids: Iterable[int], *, force: bool = False) -> list[Target]:
     """These processes. Raises `ControlError` for one that is not there, `Unsafe` for kernel threads and process 1."""
@@ -58,7 +63,7 @@ def send(change: Change, to: Sequence[Target], number: int) -> list[Target]:
     gone = []
     with borrow(change, clean=False) as vcpu:  # the kernel sends signals from interrupts itself, as for timers
         for one in to:
-            if not _same(change.kernel, one):
+            if not same(change.kernel, one):
                 gone.append(one)
                 continue
             code = _signed(vcpu.call("do_send_sig_info", number, _FROM_KERNEL, one.task, PIDTYPE_TGID))
@@ -77,7 +82,7 @@ def set_nice(change: Change, to: Sequence[Target], value: int) -> None:
         raise ControlError(f"{value} is no nice value; they go from -20 to 19")
     with borrow(change) as vcpu:
         for one in to:
-            if _same(change.kernel, one):
+            if same(change.kernel, one):
                 for task in _threads(change.kernel, one):
                     vcpu.call("set_user_nice", task, value)
 
@@ -90,7 +95,7 @@ def name(number: int) -> str:
         return f"signal {number}"
 
 
-def _same(kernel: Kernel, one: Target) -> bool:
+def same(kernel: Kernel, one: Target) -> bool:
     """Whether the process still is the one that was meant. It cannot go away while the vCPU is in its interrupt."""
     try:
         task = find_process(kernel, one.pid)

@@ -16,7 +16,7 @@ from vmi_inside.control.boot import boot_identity
 from vmi_inside.control.journal import UNDO, Entry, Journal, Write
 from vmi_inside.control.machine import Debugger
 from vmi_inside.control.pausing import Pause, Pausing, uninterrupted
-from vmi_inside.control.places import KERNEL, Piece, pieces
+from vmi_inside.control.places import KERNEL, Piece, is_there, pieces
 from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, GuestGone, NotUndoable, Unsafe, VmiError
 from vmi_inside.kernel import Kernel
@@ -50,6 +50,11 @@ class Change:
     def debugger(self) -> Debugger:
         """A hold on the vCPUs, taken when first asked for. Raises `Busy` when another debugger has it."""
         return self._exits.enter_context(self._pausing.debugger())
+
+    def run_freely(self) -> None:
+        """Raise `Unsafe` when the guest stands still for another's sake, too, and must not be let run."""
+        if not self._pausing.free_to_run:
+            raise Unsafe("the guest is paused, and its kernel can do nothing meanwhile; let it run first")
 
     def hold(self, **told: Any) -> None:
         """Tell whoever comes after us, if we die, what must be let go of: `points` are breakpoints."""
@@ -90,7 +95,7 @@ class Change:
         self._apply(planned)
 
     def make(self, writes: Iterable[Write]) -> None:
-        """Several writes, of data and of code, as one: each says what it expects (`old`), in which order they are made."""
+        """Several writes, of data and of code, as one, made in this order: each says what it expects (`old`)."""
         self._apply(list(writes))
 
     @property
@@ -111,15 +116,16 @@ class Change:
     def _apply(self, planned: Sequence[Write]) -> None:
         """Compare, journal, write, verify. A write whose `old` is empty expects nothing."""
         found: list[tuple[Write, list[Piece]]] = []
-        for one in planned:
-            where = pieces(self.kernel, one.space, one.address, len(one.new), write=True)
-            stands = self._read(where)
-            if one.old and one.old != stands:
-                raise Conflict(
-                    f"{_place(one)} holds {_shown(stands)}, not {_shown(one.old)} as the change expects; "
-                    "nothing was written there"
-                )
-            found.append((Write(one.address, stands, one.new, one.code, one.space), where))
+        with self.kernel.operation():  # page tables are read once: the guest stands still meanwhile
+            for one in planned:
+                where = pieces(self.kernel, one.space, one.address, len(one.new), write=True)
+                stands = self._read(where)
+                if one.old and one.old != stands:
+                    raise Conflict(
+                        f"{_place(one)} holds {_shown(stands)}, not {_shown(one.old)} as the change expects; "
+                        "nothing was written there"
+                    )
+                found.append((Write(one.address, stands, one.new, one.code, one.space), where))
         for address in [reg["rip"] for reg in self.registers] if any(one.code for one in planned) else []:
             for one in planned:
                 if one.code and one.address < address < one.address + len(one.new):
@@ -183,7 +189,7 @@ class Transactions:
             entry = self.journal.begin(kind, reason, self._boot, detail, command=" ".join(sys.argv[:40])[:400])
             try:
                 exits.enter_context(self.pausing.paused(debug=code))
-                self._check()
+                self.check()
             except BaseException:
                 self.journal.end(entry, "put back")
                 raise
@@ -216,6 +222,8 @@ class Transactions:
                 raise NotUndoable(f"entry {number} ({entry.kind}) wrote nothing that could be put back")
             if entry.boot != self._boot:
                 raise NotUndoable(f"entry {number} was made before the guest rebooted; nothing of it is left to undo")
+            if not self._reachable(entry):
+                raise NotUndoable(f"entry {number} changed the memory of a process that has ended since")
             reason, code = f"undo of {number}: {entry.reason}", any(one.code for one in entry.writes)
             with self.change(reason, UNDO, {"undoes": number}, code=code) as change:
                 # Where more than an instruction goes, nobody may come back to any of it.
@@ -239,15 +247,18 @@ class Transactions:
             return change.entry
 
     def standing(self) -> list[Entry]:
-        """The entries that can be undone, the newest first: this boot's, done, and no undoing themselves."""
+        """The entries that can be undone, the newest first.
+
+        They are this boot's, done, no undoing themselves, and of no process that has ended.
+        """
         return [
             entry for entry in reversed(self.journal.entries())
             if entry.state == "done" and entry.boot == self._boot and entry.writes and entry.kind != UNDO
+            and self._reachable(entry)
         ]  # fmt: skip
 
-    def unfinished(self) -> bool:
-        """Whether a change was begun and not ended."""
-        return any(entry.state == "open" for entry in self.journal.entries())
+    def _reachable(self, entry: Entry) -> bool:
+        return all(is_there(self.kernel, space) for space in {one.space for one in entry.writes})
 
     def recover(self) -> None:
         """Put back what a controller left open when it died. The guest must stand still."""
@@ -270,7 +281,8 @@ class Transactions:
             raise ControlError(f"entry {change.entry.id} could not be put back: {error}") from error
         self.journal.end(change.entry, "put back")
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `GuestGone` when another kernel runs by now, or the same one in another boot."""
         if boot_identity(self.kernel) != self._boot:
             raise GuestGone(f"{self.pausing.machine.name}: the guest has rebooted since it was attached; attach again")
 

@@ -82,12 +82,8 @@ class Vcpus(Sequence[Vcpu]):
     @contextmanager
     def debugger(self) -> Iterator[Debugger]:
         """A hold on the vCPUs, all of which stand meanwhile."""
-        with self._pausing.paused(debug=True):
-            if self._debugger is not None:
-                yield self._debugger
-                return
-            with self._pausing.debugger() as debugger:
-                yield debugger
+        with self._pausing.paused(debug=True), self._pausing.debugger() as debugger:
+            yield debugger
 
     def stop(self, index: int) -> None:
         """Keep one standing, the others running."""
@@ -95,7 +91,7 @@ class Vcpus(Sequence[Vcpu]):
             with ExitStack() as exits:
                 exits.enter_context(self._pausing.paused())
                 self._debugger = exits.enter_context(self._pausing.debugger())
-                self._pausing.still = self._all_still
+                self._pausing.still, self._pausing.shared = self._all_still, self._debugger
                 self._hold = exits.pop_all()
             self.standing.add(index)
             self._go()
@@ -123,8 +119,7 @@ class Vcpus(Sequence[Vcpu]):
                 self._halt()
             finally:
                 self.standing.clear()
-                self._pausing.still = None
-                self._debugger = None
+                self._pausing.still = self._pausing.shared = self._debugger = None
 
     @contextmanager
     def _all_still(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """A client of QEMU's gdb stub: vCPUs stopped and let go, registers, memory, breakpoints.
 
 Knows gdb's remote protocol as QEMU serves it (GDB manual, Packets; QEMU 7.2: gdbstub.c). How a stub is started and
-ended is left to `debugger`, what a packet looks like to `gdbpackets`, what registers mean to everybody above.
+ended is left to `machine`, what a packet looks like to `gdbpackets`, what registers mean to everybody above.
 
 Connecting stops the guest, and nothing but `cont` or QEMU's monitor makes it run again.
 """
@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from vmi_inside.drivers.gdbpackets import BadPacket, Decoder, encode
+from vmi_inside.drivers.gdbregisters import Register, describe
 from vmi_inside.errors import Busy, ControlError, GuestGone, NoMemory, Unsupported
 
 TIMEOUT: Final = 5.0  # seconds for an answer
 _CHUNK: Final = 1024  # bytes of memory in a packet: QEMU's are 4096 characters long at the most
 _XML_LIMIT: Final = 1 << 18
 _VCPU_LIMIT: Final = 4096
-_FILES_LIMIT: Final = 16
-_REGISTER_LIMIT: Final = 1024
 
 #: Kinds of breakpoints, by the number in their packet.
 SOFTWARE, HARDWARE, WRITE, READ, ACCESS = range(5)
@@ -38,15 +37,6 @@ class Stop:
     vcpu: int
     signal: int
     watch: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Register:
-    """A register: its name, its number, its bytes."""
-
-    name: str
-    number: int
-    size: int  # bytes
 
 
 class GdbStub:
@@ -65,6 +55,7 @@ class GdbStub:
         self._points: set[tuple[int, int, int]] = set()
         self._current = -1
         self._physical = False
+        self._running = False
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(timeout)
@@ -174,6 +165,7 @@ class GdbStub:
         which = None if vcpus is None else sorted(set(vcpus))
         command = "vCont;c" if which is None else "vCont" + "".join(f";c:{self.threads[one]}" for one in which)
         self._send(command.encode())
+        self._running = True
 
     def interrupt(self) -> Stop:
         """Stop all vCPUs."""
@@ -209,25 +201,10 @@ class GdbStub:
         return tuple(found)
 
     def _description(self) -> tuple[Register, ...]:
-        """The registers in the order of the `g` packet: files of features, that may include others."""
-        layout: list[Register] = []
-        files, seen = ["target.xml"], 0
-        while files and seen < _FILES_LIMIT:
-            seen += 1
-            # No XML parser: QEMU writes `xi:include` with a prefix that is bound nowhere.
-            for tag, rest in re.findall(r"<(xi:include|reg)\b([^<>]{0,400})>", self._feature(files.pop(0))):
-                told = dict(re.findall(r"([\w-]+)\s*=\s*[\"']([^\"'<>]*)[\"']", rest))
-                if tag != "reg":
-                    files.append(told.get("href", ""))
-                    continue
-                number = told.get("regnum", str(layout[-1].number + 1 if layout else 0))
-                bits = told.get("bitsize", "")
-                if not (number.isascii() and number.isdigit() and bits.isascii() and bits.isdigit() and int(bits) >= 8):
-                    raise ControlError(f"{self.name}: QEMU's gdb stub describes a register badly: {rest[:80]}")
-                layout.append(Register(told.get("name", ""), int(number), int(bits) // 8))
-        if not 0 < len(layout) <= _REGISTER_LIMIT:
-            raise ControlError(f"{self.name}: QEMU's gdb stub describes {len(layout)} registers")
-        return tuple(layout)
+        try:
+            return describe(self._feature)
+        except ValueError as error:
+            raise ControlError(f"{self.name}: QEMU's gdb stub {error}") from error
 
     def _feature(self, file: str) -> str:
         text = bytearray()
@@ -235,7 +212,7 @@ class GdbStub:
             answer = self._ask_bytes(f"qXfer:features:read:{file}:{len(text):x},7f0".encode("ascii", "replace"))
             text += answer[1:]
             if answer[:1] == b"l":
-                return re.sub(r"<!--.*?-->", "", text.decode("latin-1"), flags=re.S)
+                return text.decode("latin-1")
             if answer[:1] != b"m" or len(answer) == 1:
                 break
         raise ControlError(f"{self.name}: QEMU's gdb stub does not describe its registers ({file!r})")
@@ -272,6 +249,8 @@ class GdbStub:
         return self._ask_bytes(command.encode()).decode("latin-1")
 
     def _ask_bytes(self, command: bytes) -> bytes:
+        if self._running:  # as when an exception came while it was waited for: a running guest answers nothing
+            self.interrupt()
         self._send(command)
         deadline = time.monotonic() + self._timeout
         while True:
@@ -288,6 +267,7 @@ class GdbStub:
         match = re.match(r"[TS]([0-9a-f]{2})", text)
         if not match:
             return bool(re.match(r"[WXN]", text))
+        self._running = False
         self._current = -1  # the stub looks at the vCPU that stopped now
         thread = re.search(r"thread:(p[0-9a-f]+\.[0-9a-f]+);", text)
         watch = re.search(r"watch:([0-9a-f]{1,16});", text)

@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, Protocol
 
-from vmi_inside.drivers.gdbstub import GdbStub, Register
-from vmi_inside.errors import Busy, ControlError
+from vmi_inside.drivers.gdbregisters import Register
+from vmi_inside.drivers.gdbstub import GdbStub
+from vmi_inside.errors import Busy, ControlError, Unsupported
 
 _FOLDER: Final = "vmi-inside-gdb-"
 
@@ -85,6 +86,8 @@ class QemuMachine:
         Gives what connects to it: that stops the machine, which had better stand still by then. Raises `Busy` when
         somebody else has a stub.
         """
+        if not self.pid:
+            raise Unsupported(f"{self.name}: QEMU's gdb stub cannot be reached from here; run vmi-inside on its host")
         self._free()
         folder = self._folder()
         try:
@@ -135,12 +138,22 @@ class QemuMachine:
     def _folder(self) -> str:
         """A folder that only its owner can enter; the owner is QEMU's user, where that is another one."""
         base = "/run" if os.access("/run", os.W_OK) else os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-        folder = tempfile.mkdtemp(prefix=_FOLDER, dir=base)
+        _sweep(base)
+        folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=base)
         with suppress(OSError), open(f"/proc/{self.pid}/status") as status:
             ids = dict(re.findall(r"^([UG]id):\t(\d+)", status.read(), re.M))
             if int(ids["Uid"]) != os.geteuid():
                 os.chown(folder, int(ids["Uid"]), int(ids["Gid"]))
         return folder
+
+
+def _sweep(base: str) -> None:
+    """Remove the folders of controllers that were killed."""
+    for entry in os.scandir(base):
+        if entry.name.startswith(_FOLDER):
+            owner = entry.name.removeprefix(_FOLDER).partition("-")[0]
+            if not os.path.exists(f"/proc/{owner}"):
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _started(pid: int) -> str:

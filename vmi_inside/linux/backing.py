@@ -15,6 +15,7 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux.content import State
 from vmi_inside.linux.page_cache import Cached, cached_pages
 from vmi_inside.linux.regions import Region
+from vmi_inside.linux.vmas import VM_HUGETLB
 from vmi_inside.types import I64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
 #: No image of a vdso is larger.
@@ -83,7 +84,8 @@ class Backing:
 
     def _files(self, regions: tuple[Region, ...]) -> tuple[Cached, I64]:
         """The page cache of the regions' files, and the row of each region's file in it, -1 without."""
-        file = np.array([region.file for region in regions], dtype=np.uint64)
+        # How a file of huge pages counts them differs between kernels; what was touched is in the page tables.
+        file = np.array([0 if region.flags & VM_HUGETLB else region.file for region in regions], dtype=np.uint64)
         unique, back = np.unique(file, return_inverse=True)
         mapping = self.kernel.structs("file", unique).pointer("f_mapping")
         rows, again = np.unique(mapping, return_inverse=True)

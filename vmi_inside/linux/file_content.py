@@ -15,7 +15,7 @@ import numpy as np
 
 from vmi_inside.errors import NoFile
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.page_cache import cached_pages, in_memory
+from vmi_inside.linux.page_cache import HUGE, cached_pages, filesystems, in_memory
 from vmi_inside.types import I64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
 #: No file is believed to be larger; what is said to be so is cut.
@@ -98,6 +98,7 @@ def contents(kernel: Kernel, address: Iterable[int]) -> list[FileContent]:
     with kernel.operation():
         found = cached_pages(kernel, rows.at("i_data"))
         sparse = in_memory(kernel, rows) & found.whole
+        huge = filesystems(kernel, rows) == HUGE
     out: dict[int, FileContent] = {}
     for row, (at, claimed) in enumerate(zip(listed, rows.number("i_size").tolist(), strict=True)):
         size = min(max(claimed, 0), SIZE_LIMIT)
@@ -106,11 +107,13 @@ def contents(kernel: Kernel, address: Iterable[int]) -> list[FileContent]:
             words.append("inode unreadable")
         elif size != claimed:
             words.append(f"its size is said to be {claimed}")
+        if huge[row]:
+            words.append("files of huge pages are not read")
         if not found.whole[row]:
             words.append("its page cache could not be read to its end")
         mine = found.of(row)
         index, place = found.index[mine], found.pa[mine]
-        inside = (index >= 0) & (index < _pages(size))
+        inside = (index >= 0) & (index < _pages(size)) & ~huge[row]
         there = inside & (place != 0)
         gone = np.unique(index[inside & (place == 0)])
         # Of hostile trees a page may be there twice; the first counts.

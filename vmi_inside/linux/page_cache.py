@@ -15,12 +15,15 @@ from vmi_inside import xarray
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.pages import Pages
 from vmi_inside.structs import Structs
+from vmi_inside.table import Text, text
 from vmi_inside.types import I64, PAGE_SHIFT, U64, Mask
 
 #: Pages of files that one reading gives at the most: 256 GiB.
 PAGE_LIMIT: Final = 1 << 26
 #: XA_MARK_0: PAGECACHE_TAG_DIRTY, to be written to the disk.
 _DIRTY: Final = 1
+#: Its pages are counted in huge ones, on some kernels: what is where in a file is not known.
+HUGE: Final = "hugetlbfs"
 #: File systems that keep files in memory alone: what is in no page there was never written, or is in swap.
 IN_MEMORY: Final = frozenset(("tmpfs", "devtmpfs", "ramfs", "rootfs"))
 
@@ -96,10 +99,15 @@ def _belongs(kernel: Kernel, entry: U64, mapping: U64, known: Mask) -> Mask:
     return known & ~rows.fault & mine
 
 
-def in_memory(kernel: Kernel, inodes: Structs) -> Mask:
-    """Which inodes (n,) are of file systems that keep files in memory alone."""
+def filesystems(kernel: Kernel, inodes: Structs) -> Text:
+    """Types of the file systems (n,) that inodes are of; empty where that cannot be told."""
     unique, back = np.unique(inodes.pointer("i_sb"), return_inverse=True)
     types = kernel.structs("super_block", unique).follow("s_type")
     names, _ = kernel.strings(types.pointer("name"), 32)
-    held: Mask = np.array([name in IN_MEMORY for name in names], dtype=np.bool_)[back]
+    return text(names)[back]
+
+
+def in_memory(kernel: Kernel, inodes: Structs) -> Mask:
+    """Which inodes (n,) are of file systems that keep files in memory alone."""
+    held: Mask = np.isin(filesystems(kernel, inodes), list(IN_MEMORY))
     return held

@@ -60,7 +60,8 @@ def regions_of(kernel: Kernel, pid: int) -> tuple[tuple[Region, ...], tuple[str,
     held = in_memory(kernel, inodes)
     device = table.flags & np.uint64(vmas.VM_PFNMAP | vmas.VM_IO) != 0
     special = (file == 0) & np.array([path in _SPECIAL for path in table.path.tolist()], dtype=np.bool_)
-    rest = np.where((file == 0) | held, State.UNTOUCHED, State.MISSING)
+    huge = table.flags & np.uint64(vmas.VM_HUGETLB) != 0
+    rest = np.where(((file == 0) | held) & ~huge, State.UNTOUCHED, State.MISSING)
     rest = np.where(device | special, State.UNREADABLE, rest)
     columns = (
         table.start, table.end, table.permissions, table.path, table.offset, file, table.flags, rest,

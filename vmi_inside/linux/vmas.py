@@ -25,6 +25,7 @@ VM_MAYSHARE: Final = 1 << 7
 VM_GROWSDOWN: Final = 1 << 8
 VM_PFNMAP: Final = 1 << 10
 VM_IO: Final = 1 << 14
+VM_HUGETLB: Final = 1 << 22
 
 #: Where the flags are: `vm_flags` is constant to C since 6.3, and beside it lies what may be written.
 FLAGS: Final = ("vm_flags", "__vm_flags", "flags")

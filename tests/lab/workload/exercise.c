@@ -1,11 +1,11 @@
 /*
  * A process that does a little of everything, over and over, and writes down how each of it goes.
  *
- * `workload echo PORT` answers TCP and UDP. `workload exercise NAME IP PORT` keeps connections to it open, numbers what it
+ * `workload echo PORT` answers TCP and UDP. `workload exercise NAME IP PORT [UID]` keeps connections to it open, numbers what it
  * sends, and holds what comes back against that; beside it writes to pipes, files and unix sockets, and counts in a second
  * thread. /run/exercise/NAME has a line for each: how often it went well, how often it was refused, with which errno last,
  * and how often what came back was wrong. SIGUSR1 makes a child of the same kind (NAME.child), SIGUSR2 one whose parent
- * ends (NAME.orphan).
+ * ends (NAME.orphan). `workload cost N` prints what a call on a socket takes.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -24,6 +24,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "net.h"
@@ -38,9 +39,9 @@ struct count {
 };
 
 /* In the order of the lines. */
-enum { TCP4, TCP6, UDP4, UDP6, MAKE, BIND, DIAL, SENDFILE, SPLICE, UNIX, PIPE, FILES, OPEN, EXEC, KILL, SELF, TRACE, THREAD, KINDS };
+enum { TCP4, TCP6, UDP4, UDP6, PACKET, MAKE, BIND, DIAL, SENDFILE, SPLICE, UNIX, PIPE, FILES, OPEN, EXEC, KILL, SELF, TRACE, THREAD, KINDS };
 static struct count counts[KINDS] = {
-	{ .name = "tcp4" }, { .name = "tcp6" }, { .name = "udp4" }, { .name = "udp6" }, { .name = "make" }, { .name = "bind" },
+	{ .name = "tcp4" }, { .name = "tcp6" }, { .name = "udp4" }, { .name = "udp6" }, { .name = "packet" }, { .name = "make" }, { .name = "bind" },
 	{ .name = "dial" }, { .name = "sendfile" }, { .name = "splice" }, { .name = "unix" }, { .name = "pipe" },
 	{ .name = "files" }, { .name = "open" }, { .name = "exec" }, { .name = "kill" }, { .name = "self" },
 	{ .name = "trace" }, { .name = "thread" },
@@ -132,8 +133,10 @@ static void stream(int kind, int fd, uint64_t *sent, uint64_t *seen)
 
 	if (count(kind, send(fd, &number, sizeof(number), MSG_DONTWAIT | MSG_NOSIGNAL)))
 		*sent = number;
+	/* Whole numbers only; between looking and taking a call may come to be refused. */
 	while (recv(fd, &number, sizeof(number), MSG_DONTWAIT | MSG_PEEK) == sizeof(number)) {
-		recv(fd, &number, sizeof(number), MSG_DONTWAIT);
+		if (recv(fd, &number, sizeof(number), MSG_DONTWAIT) != sizeof(number))
+			break;
 		if (number != ++*seen)
 			counts[kind].wrong++;
 	}
@@ -222,6 +225,8 @@ static void act(int bulk, const char *ip, int port)
 		count(DIAL, connect(fd, (void *)&here, sizeof(here)));
 		close(fd);
 	}
+	if (count(PACKET, fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0)))
+		close(fd);
 	pid_t child = fork();
 	if (!child) {
 		execl("/bin/true", "true", (char *)NULL);
@@ -261,7 +266,7 @@ static int multiply(int orphan)
 	return 1;
 }
 
-noreturn void exercise(const char *name, const char *ip, int port)
+noreturn void exercise(const char *name, const char *ip, int port, int uid)
 {
 	uint64_t sent[4] = { 0 }, seen[2] = { 0 };
 	int fd[5] = { -1, -1, -1, -1, -1 }, pair[2], pipes[2], file, status;
@@ -272,10 +277,11 @@ noreturn void exercise(const char *name, const char *ip, int port)
 	signal(SIGUSR2, on_signal);
 	mkdir("/run/exercise", 0777);
 	chmod("/run/exercise", 0777);
-	if ((file = open("/run/exercise/.data", O_WRONLY | O_CREAT | O_TRUNC, 0666)) >= 0) {
+	if ((file = open("/run/exercise/.data", O_WRONLY | O_CREAT, 0666)) >= 0) {
 		must(write(file, "01234567", 8), "write");
 		close(file);
 	}
+	must(setuid(uid), "setuid");
 again:
 	snprintf(path, sizeof(path), "/run/exercise/%s", name);
 	rename_self("%s", name);
@@ -328,4 +334,30 @@ again:
 			}
 		}
 	}
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1e9 + t.tv_nsec;
+}
+
+/* Nanoseconds that the shortest call on a socket takes: receiving where nothing waits. The best of ten rounds. */
+void cost(int n)
+{
+	char byte;
+	int fd = inet_bound("127.0.0.1", 0, SOCK_DGRAM, 0);
+	double best = 1e18;
+
+	for (int round = 0; round < 10; round++) {
+		double start = now();
+
+		for (int i = 0; i < n; i++)
+			recv(fd, &byte, 1, MSG_DONTWAIT);
+		double took = (now() - start) / n;
+		best = took < best ? took : best;
+	}
+	printf("%.0f\n", best);
 }

@@ -1,10 +1,10 @@
 /*
  * What runs inside a lab guest, as one static binary.
  *
- * `agent TTY` answers the host, `init` reaps orphans, `bpf` lists eBPF's objects, `hold NAME ...` sits there, `netlink ...`
- * asks the kernel what it knows of the network, and `start SCENARIO[=N] ...` makes processes and sockets of shapes that
- * a view from outside must get right. `start` returns when all of them are there, and prints what went wrong: every
- * process of a scenario holds the end of one pipe until it has settled.
+ * `agent TTY` answers the host, `init` reaps orphans, `bpf` lists eBPF's objects, `hold NAME ...` sits there, `wait FILE ...` waits
+ * for a program, `netlink ...` asks the kernel what it knows of the network, and `start SCENARIO[=N] ...` makes processes and
+ * sockets of shapes that a view from outside must get right. `start` returns when all of them are there, and prints what
+ * went wrong: every process of a scenario holds the end of one pipe until it has settled.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -186,6 +186,8 @@ int main(int argc, char **argv)
 		rename_self("%s", argv[2]);
 		settle();
 	}
+	if (!strcmp(mode, "wait") && argc > 3)
+		wait_for(argv[2], argv + 3);
 	if (!strcmp(mode, "title") && argc == 5)
 		title(argv);
 	if (!strcmp(mode, "netlink") && argc == 6)
@@ -194,8 +196,10 @@ int main(int argc, char **argv)
 		list_bpf();
 	if (!strcmp(mode, "echo") && argc == 3)
 		echo(atoi(argv[2]));
-	if (!strcmp(mode, "exercise") && argc == 5)
-		exercise(argv[2], argv[3], atoi(argv[4]));
+	if (!strcmp(mode, "exercise") && (argc == 5 || argc == 6))
+		exercise(argv[2], argv[3], atoi(argv[4]), argc == 6 ? atoi(argv[5]) : 0);
+	if (!strcmp(mode, "cost") && argc == 3)
+		return cost(atoi(argv[2])), 0;
 	if (!strcmp(mode, "start"))
 		return start(argc - 2, argv + 2);
 	if (!strcmp(mode, "init"))

@@ -36,7 +36,10 @@ noreturn void agent(const char *path);
 noreturn void list_bpf(void);
 /* Answers on that port, and a process that uses it, among much else; see exercise.c. */
 noreturn void echo(int port);
-noreturn void exercise(const char *name, const char *ip, int port);
+noreturn void exercise(const char *name, const char *ip, int port, int uid);
+void cost(int n);
+/* Runs a program, and writes what wait(2) says of it into a file; see waiter.c. */
+noreturn void wait_for(const char *path, char **program);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */
 void start_peer(void);
 scenario tcp, box, confined, signalled, limited, placed, containers;

@@ -1,16 +1,18 @@
 """What an attached guest can be told about gates: the methods that `Guest` has for them.
 
-Knows which part does what. Nothing is done here itself.
+Knows which part does what, and loads it when it is asked for. Nothing is done here itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from vmi_inside.control.controls import Controls
-from vmi_inside.control.gates.placing import Denial, Outcome, Placing, networks
-from vmi_inside.control.gates.rules import Subject
+
+if TYPE_CHECKING:
+    from vmi_inside.control.gates.placing import Outcome, Placing
 
 
 class GateControls(Controls):
@@ -33,17 +35,21 @@ class GateControls(Controls):
         unix: bool = False,
         errno: str = "EACCES",
         force: bool = False,
+        reason: str = "",
         dry_run: bool = False,
     ) -> Outcome:
         """Deny an operation (`network`, `exec`, `open`, `module`, `ptrace`, `kill`) to a process, a cgroup or a user.
 
         The process lives on; what it asks for is refused with `errno` (EACCES or EPERM). `children` holds for its
         descendants too, those that are born later among them. `allow` are networks that `network` lets through
-        ("10.0.0.0/8"), `unix` denies unix sockets as well. `force` is needed for process 1, kernel threads, uid 0 and
-        the cgroup "/". A dry run writes nothing, and pauses nothing.
+        ("10.0.0.0/8"), `unix` denies unix sockets as well. `reason` is kept in the journal. `force` is needed for
+        process 1, kernel threads, uid 0 and the cgroup "/". A dry run writes nothing, and pauses nothing.
         """
+        from vmi_inside.control.gates.placing import Denial, networks
+        from vmi_inside.control.gates.rules import Subject
+
         subject = Subject(pid, children, cgroup, uid)
-        asked = Denial(operation, subject, networks(allow, loopback=allow_loopback), unix, errno, force)
+        asked = Denial(operation, subject, networks(allow, loopback=allow_loopback), unix, errno, force, reason)
         return self._placing.deny(asked, dry=dry_run)
 
     def allow(
@@ -53,15 +59,20 @@ class GateControls(Controls):
         pid: int | None = None,
         cgroup: str | None = None,
         uid: int | None = None,
+        reason: str = "",
         dry_run: bool = False,
     ) -> Outcome:
         """Take out the gates that deny an operation to a process, a cgroup or a user.
 
         Without an operation: all of them; with none of pid, cgroup, uid: whomever they are for.
         """
+        from vmi_inside.control.gates.rules import Subject
+
         nobody = pid is None and cgroup is None and uid is None
-        return self._placing.allow(operation, None if nobody else Subject(pid, False, cgroup, uid), dry=dry_run)
+        return self._placing.allow(operation, None if nobody else Subject(pid, False, cgroup, uid), reason, dry=dry_run)
 
     @cached_property
     def _placing(self) -> Placing:
+        from vmi_inside.control.gates.placing import Placing
+
         return Placing(self)

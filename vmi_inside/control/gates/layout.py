@@ -18,19 +18,11 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
 from vmi_inside.control.gates.entries import SIZE as ENTRY_SIZE
+from vmi_inside.linux.gated import AREA_SIZE, HEADER, HEADER_SIZE, HOOK, HOOK_LIMIT, MAGIC, VERSION
 from vmi_inside.types import PAGE_SIZE
 
-AREA_SIZE: Final = 6 * PAGE_SIZE
-MAGIC: Final = b"vmi-gate"
-#: Of these records. One who finds another leaves it alone.
-VERSION: Final = 1
-
-_HEADER: Final = struct.Struct("<8sIIIII8s")
-HEADER_SIZE: Final = 64
 #: Where the code finds how many slots of the table of rules to look at.
 COUNT_AT: Final = 12
-_HOOK: Final = struct.Struct("<Q5s3x")
-HOOK_LIMIT: Final = (PAGE_SIZE - HEADER_SIZE) // _HOOK.size
 
 RULES_AT: Final = PAGE_SIZE
 _RULE: Final = struct.Struct("<IIQQIiQIIQQIIQ16s32s")
@@ -117,8 +109,8 @@ def encode(base: int, state: State) -> dict[int, bytes]:
     networks = [network for slot in sorted(state.rules) for network in state.rules[slot].networks]
     if top > RULE_LIMIT or len(networks) > NETWORK_LIMIT or len(state.hooks) > HOOK_LIMIT:
         raise ValueError(f"room for {RULE_LIMIT} rules, {NETWORK_LIMIT} networks and {HOOK_LIMIT} functions only")
-    header = _HEADER.pack(MAGIC, VERSION, top, len(state.hooks), state.mark, state.code_size, state.code_id)
-    pieces = {0: header.ljust(HEADER_SIZE, b"\0") + b"".join(_HOOK.pack(one.at, one.found) for one in state.hooks)}
+    header = HEADER.pack(MAGIC, VERSION, top, len(state.hooks), state.mark, state.code_size, state.code_id)
+    pieces = {0: header.ljust(HEADER_SIZE, b"\0") + b"".join(HOOK.pack(one.at, one.found) for one in state.hooks)}
     rules, listed = [], 0
     for slot in range(top):
         rule = state.rules.get(slot)
@@ -143,12 +135,12 @@ def encode(base: int, state: State) -> dict[int, bytes]:
 
 def decode(base: int, raw: bytes) -> State:
     """What `encode` made: `raw` is the area whole. Raises `NotOurs`."""
-    magic, version, top, hooked, mark, code_size, code_id = _HEADER.unpack_from(raw)
+    magic, version, top, hooked, mark, code_size, code_id = HEADER.unpack_from(raw)
     if magic != MAGIC:
         raise NotOurs("no header")
     if version != VERSION or top > RULE_LIMIT or hooked > HOOK_LIMIT or code_size > CODE_LIMIT:
         raise NotOurs(f"a header of version {version} with {top} rules, {hooked} functions, {code_size} bytes of code")
-    hooks = tuple(Hook(*_HOOK.unpack_from(raw, HEADER_SIZE + at * _HOOK.size)) for at in range(hooked))
+    hooks = tuple(Hook(*HOOK.unpack_from(raw, HEADER_SIZE + at * HOOK.size)) for at in range(hooked))
     rules = {}
     for slot in range(top):
         (operations, scope, families, allow, allowed, errno, counter, number, _, first, second, pid, _, time, name,

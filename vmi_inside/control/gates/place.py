@@ -13,12 +13,12 @@ from typing import Final
 
 from vmi_inside.errors import MemoryFault, NoSymbol, PageFault, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.gated import AREA_SIZE, area
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
 from vmi_inside.types import PAGE_SIZE, align_up
 
 PADDING: Final = 0xCC
-_LARGE: Final = 2 << 20
 _WRITABLE: Final = 1 << 1
 _NO_EXECUTE: Final = 1 << 63
 #: Globals of one instance for the guest's whole life, whose type has holes; nobody copies or clears them as a whole.
@@ -54,8 +54,8 @@ def access(space: AddressSpace, va: int) -> Access:
     return Access(writable, executable)
 
 
-def padding(kernel: Kernel, size: int) -> int:
-    """Where the last `size` bytes (whole pages) of the padding behind the entry text begin.
+def padding(kernel: Kernel) -> int:
+    """Where the last pages of the padding behind the entry text begin that are gates' room.
 
     Whether they still are padding is left to `is_padding`. Raises `Unsupported` where there is no such room.
     """
@@ -63,16 +63,16 @@ def padding(kernel: Kernel, size: int) -> int:
         start, text_end = kernel.symbol("__entry_text_end"), kernel.symbol("_etext")
     except NoSymbol as error:
         raise Unsupported(f"no room for code in this kernel: {error}") from None
-    end = align_up(start, _LARGE)
+    end = (area(kernel) or 0) + AREA_SIZE
     # Behind _etext the kernel gives unused room back to the page allocator (mark_rodata_ro).
-    if end - size < start or end > text_end:
+    base = end - AREA_SIZE
+    if base < start or end > text_end:
         raise Unsupported(
             f"no room for code in this kernel: its entry text ends at {start:#x}, its text at {text_end:#x}"
         )
-    base = end - size
     named = kernel.profile.symbol_at(end - 1)
     # Some kernels keep a few bytes of code in the middle of it (srso_alias_safe_ret): a page of distance to any symbol.
-    if named is None or named[1] < size + PAGE_SIZE:
+    if named is None or named[1] < AREA_SIZE + PAGE_SIZE:
         raise Unsupported(
             f"no room for code in this kernel: {named[0] if named else 'nothing known'} is close to {end:#x}"
         )
@@ -86,9 +86,9 @@ def padding(kernel: Kernel, size: int) -> int:
     return base
 
 
-def is_padding(kernel: Kernel, base: int, size: int) -> bool:
+def is_padding(kernel: Kernel, base: int) -> bool:
     """Whether all of it, and the page before, is padding now. Raises `MemoryFault`."""
-    raw = kernel.space.read(base - PAGE_SIZE, PAGE_SIZE + size)
+    raw = kernel.space.read(base - PAGE_SIZE, PAGE_SIZE + AREA_SIZE)
     return raw.count(PADDING) == len(raw)
 
 
@@ -114,12 +114,3 @@ def spare_words(kernel: Kernel) -> Iterator[int]:
                     yield va
         except (ProfileError, MemoryFault):
             continue  # this kernel has no such global, or none that can be read
-
-
-def spare_bits(kernel: Kernel) -> int | None:
-    """The offset of 32 unused bits in `task_struct` that children inherit, or None.
-
-    A new task begins as a copy of its parent, holes and all (arch_dup_task_struct, arch/x86/kernel/process.c).
-    """
-    task = kernel.struct("task_struct")
-    return next((at for at in holes(task, 4) if at), None)

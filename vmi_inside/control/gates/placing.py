@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from vmi_inside.control.gates import operations, rules
+from vmi_inside.control.gates import marks, operations, rules
+from vmi_inside.control.gates.changes import Change, Plan
 from vmi_inside.control.gates.layout import Network, Rule, Scope, State
-from vmi_inside.control.gates.rules import Found, Subject
-from vmi_inside.control.gates.standing import Change, Plan, Site
+from vmi_inside.control.gates.rules import Subject
+from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.journal import Write
 from vmi_inside.errors import Conflict, ControlError, MemoryFault, Unsafe, VmiError
 from vmi_inside.kernel import Kernel
@@ -35,7 +34,6 @@ _WAIT: Final = 0.01
 #: Tasks that were being made while others were marked are looked for so often, so many seconds apart.
 _LOOKS: Final = 3
 _LOOK_AGAIN: Final = 0.02
-_WORD: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,7 @@ class Denial:
     unix: bool = False
     errno: str = "EACCES"
     force: bool = False
+    reason: str = ""
 
     def __post_init__(self) -> None:
         known(self.operation)
@@ -114,15 +113,18 @@ class Placing:
             if before is not None and not self.site.ours(before):
                 raise Conflict("gates of another version of vmi-inside stand there; take those out first")
             bit = known(asked.operation).bit
-            for slot, rule in list(state.rules.items()):
-                if rule.operations == bit and rules.same(rule, asked.subject, found):
-                    raise Conflict(f"{asked.operation} is denied to {asked.subject} already")
-                stale = asked.subject.pid is not None and rule.pid == asked.subject.pid and rule.first != found.first
-                if stale and rule.operations == bit and rule.scope == Scope.PROCESS:
-                    state = replace(state, rules={at: one for at, one in state.rules.items() if at != slot})
-            marks: list[Change] = []
+            alike = {slot: rule for slot, rule in state.rules.items() if rule.operations == bit}
+            if any(rules.same(rule, asked.subject, found) for rule in alike.values()):
+                raise Conflict(f"{asked.operation} is denied to {asked.subject} already")
+            # Of an earlier process with that pid nothing is left that its rule could be for.
+            stale = {
+                slot: rule for slot, rule in alike.items() if rule.scope == Scope.PROCESS and rule.pid == found.pid
+            }  # fmt: skip
+            state = replace(state, rules={slot: rule for slot, rule in state.rules.items() if slot not in stale})
+            more = self._uncount(stale.values())
             if found.scope == Scope.MARKED:
-                found, marks = self._mark(state, found)
+                found, words = marks.mark(self.kernel, state, found)
+                more += words
             slot = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
             rule = Rule(
                 bit, found.scope, operations.families(known(asked.operation), unix=asked.unix), ERRNOS[asked.errno],
@@ -131,17 +133,24 @@ class Placing:
             )  # fmt: skip
             after = replace(state, rules=dict(sorted({**state.rules, slot: rule}.items())))
             try:
-                return self.site.plan(before, raw, after), marks, after
+                return self.site.plan(before, raw, after), more, after
             except ValueError as error:
                 raise ControlError(f"no more gates: {error}") from None
 
-        reason = f"deny {asked.operation} to {asked.subject}"
+        reason = _because(f"deny {asked.operation} to {asked.subject}", asked.reason)
         outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True)
         if asked.subject.children and not dry:
-            self._mark_the_rest(after, asked.subject, reason)
+            bit = known(asked.operation).bit
+            rule = next(
+                one for one in after.rules.values()
+                if (one.operations, one.scope, one.pid) == (bit, Scope.MARKED, asked.subject.pid)
+            )  # fmt: skip
+            self._follow(lambda: marks.unmarked(self.kernel, after, rule), reason)
         return outcome
 
-    def allow(self, operation: str | None, subject: Subject | None, *, dry: bool = False) -> Outcome:
+    def allow(
+        self, operation: str | None, subject: Subject | None, reason: str = "", *, dry: bool = False
+    ) -> Outcome:  # fmt: skip
         """Take the rules out that deny this; None stands for any. Raises `ControlError` when there is none."""
         bit = known(operation).bit if operation is not None else 0
         cleared = [0]
@@ -162,18 +171,15 @@ class Placing:
                 raise ControlError(f"{words} is not denied; nothing was changed")
             after = replace(before, rules={at: rule for at, rule in before.rules.items() if at not in gone})
             cleared[0] = sum({rule.number for rule in gone.values() if rule.scope == Scope.MARKED})
-            changes = self._unmark(before, cleared[0]) if cleared[0] else []
-            for rule in gone.values():
-                count = self.kernel.space.read(rule.counter, 8) if rule.counter else b""
-                if any(count):
-                    changes.append(Change(rule.counter, count, bytes(8), "a word that nothing uses: refusals"))
+            changes = marks.clear(self.kernel, before, cleared[0]) if cleared[0] else []
+            changes += self._uncount(gone.values())
             return self.site.plan(before, raw, after), changes, before
 
         words = f"{operation or 'anything'} to {subject or 'anybody'}"
         detail = {"gate": "allow", "operation": operation or "", "subject": str(subject or "")}
-        outcome, before = self._do(plan, f"allow {words}", detail, dry=dry, coming=False)
+        outcome, before = self._do(plan, _because(f"allow {words}", reason), detail, dry=dry, coming=False)
         if cleared[0] and not dry:
-            self._again(lambda: self._unmark(before, cleared[0]), f"allow {words}: children made meanwhile")
+            self._follow(lambda: marks.clear(self.kernel, before, cleared[0]), f"allow {words}")
         return outcome
 
     # -- one transaction ----------------------------------------------------------------------------------------------
@@ -200,74 +206,40 @@ class Placing:
                         pause = change.pause
                         if made.inside:
                             change.nobody_in([self.site.code_range])
-                        change.make(Write(one.address, one.old, one.new, one in code) for one in changes)
+                        change.make(
+                            Write(one.address, b"" if one.moving else one.old, one.new, one in code) for one in changes
+                        )  # fmt: skip
                 except (Conflict, Unsafe, MemoryFault) as error:
                     refused = error
                     continue
             return Outcome(change.entry, pause.seconds, changes, made.notes), state
         raise refused or ControlError(f"{reason}: not done")
 
-    # -- marks --------------------------------------------------------------------------------------------------------
+    def _uncount(self, gone: Iterable[Rule]) -> list[Change]:
+        """Counts back to what they were: nothing."""
+        changes = []
+        for rule in gone:
+            count = self.kernel.space.read(rule.counter, 8) if rule.counter else b""
+            if any(count):
+                what = "a word that nothing uses: refusals"
+                changes.append(Change(rule.counter, count, bytes(8), what, moving=True))
+        return changes
 
-    def _mark(self, state: State, found: Found) -> tuple[Found, list[Change]]:
-        """A bit for the descendants of a process, and the words to change."""
-        if not state.mark:
-            raise ControlError("this kernel's tasks have no unused bits to mark a process's children with")
-        rows, word = self._words(state)
-        used = int(np.bitwise_or.reduce(word, initial=0))
-        for rule in state.rules.values():
-            used |= rule.number if rule.scope == Scope.MARKED else 0
-        bit = next((1 << at for at in range(32) if not used >> at & 1), 0)
-        if not bit:
-            raise ControlError("no more gates for processes with their children: 32 stand")
-        mine = rules.descendants(rows, found.pid, found.first, np.zeros(len(rows), dtype=np.bool_))
-        changes = _changes(state, rows.address[mine].tolist(), word[mine].tolist(), set_=bit)
-        return replace(found, number=bit), changes
-
-    def _unmark(self, state: State, bits: int) -> list[Change]:
-        rows, word = self._words(state)
-        marked = word & bits != 0
-        return _changes(state, rows.address[marked].tolist(), word[marked].tolist(), clear=bits)
-
-    def _words(self, state: State) -> tuple[Any, Any]:
-        """All tasks that can be read, and their spare words (n,) uint32."""
-        rows = rules.tasks(self.kernel)
-        raw, ok = self.kernel.space.gather(rows.address + np.uint64(state.mark), _WORD)
-        good = ok & ~rows.fault & (rows.address != 0)
-        return rows.select(good), raw[good].view("<u4")[:, 0]
-
-    def _mark_the_rest(self, state: State, subject: Subject, reason: str) -> None:
-        """Tasks that were being made while their parents were marked, and were not on any list then."""
-        rule = next(
-            one for one in state.rules.values() if one.scope == Scope.MARKED and one.pid == subject.pid
-        )  # fmt: skip
-
-        def missing() -> list[Change]:
-            rows, word = self._words(state)
-            marked = word & rule.number != 0
-            mine = rules.descendants(rows, rule.pid, rule.first, marked) & ~marked
-            return _changes(state, rows.address[mine].tolist(), word[mine].tolist(), set_=rule.number)
-
-        self._again(missing, f"{reason}: children made meanwhile")
-
-    def _again(self, missing: Callable[[], list[Change]], reason: str) -> None:
+    def _follow(self, missing: Callable[[], list[Change]], reason: str) -> None:
+        """Tasks that were being made while others were marked, and were on no list then: until none is left."""
         clean = 0
         for _ in range(_TRIES):
             time.sleep(_LOOK_AGAIN)
-            if not missing():
-                clean += 1
-                if clean == _LOOKS:
-                    return
-                continue
-            clean = 0
-            with self.controls.transaction(reason, kind="gate") as change:
-                change.apply([(one.address, one.new, one.old) for one in missing()])
+            if missing():
+                clean = 0
+                with (
+                    suppress(Conflict, MemoryFault),  # tasks come and go
+                    self.controls.transaction(f"{reason}: children made meanwhile", kind="gate") as change,
+                ):
+                    change.make(Write(one.address, one.old, one.new) for one in missing())
+            elif (clean := clean + 1) == _LOOKS:
+                return
 
 
-def _changes(state: State, address: list[int], word: list[int], *, set_: int = 0, clear: int = 0) -> list[Change]:
-    return [
-        Change(
-            at + state.mark, old.to_bytes(_WORD, "little"), (old & ~clear | set_).to_bytes(_WORD, "little"),
-            "task_struct: a word that nothing uses",
-        ) for at, old in zip(address, word, strict=True)
-    ]  # fmt: skip
+def _because(what: str, reason: str) -> str:
+    return f"{what}: {reason}" if reason else what

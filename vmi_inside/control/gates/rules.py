@@ -156,9 +156,12 @@ def _descend(kernel: Kernel, parts: list[str], path: str) -> Structs:
 def group_path(kernel: Kernel, rule: Rule, offsets: Offsets) -> str:
     """The path of a rule's group; empty when it is no more."""
     address = rule.first if offsets.ancestor_pointers else rule.second
-    group = kernel.structs("cgroup", [address]).fetch("level", "self.serial_nr")
+    group = kernel.structs("cgroup", [address]).fetch("level", "self.serial_nr", "self.flags")
+    online = kernel.profile.enumerator("CSS_ONLINE")
     if group.fault.any() or int(group.number("level")[0]) != rule.number:
         return ""
+    if online is not None and not int(group.unsigned("self.flags")[0]) & online:
+        return ""  # removed; its memory is not used anew yet
     if offsets.ancestor_pointers:
         same_one = int(group.unsigned("self.serial_nr")[0]) == rule.second
     else:
@@ -185,7 +188,7 @@ def descendants(rows: Structs, pid: int, born: int, marked: Mask) -> Mask:
     order = np.argsort(rows.address)
     above = order[np.minimum(np.searchsorted(rows.address[order], parent), len(order) - 1)]
     known = rows.address[above] == parent
-    mine = marked | ((tgid == pid) & (rows.unsigned("start_boottime") == np.uint64(born)))
+    mine: Mask = marked | ((tgid == pid) & (rows.unsigned("start_boottime") == np.uint64(born)))
     for _ in range(_GENERATIONS):
         more = (known & mine[above]) | np.isin(tgid, tgid[mine])
         if not (more & ~mine).any():

@@ -7,47 +7,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
-from vmi_inside.control.gates import layout
+from vmi_inside.control.gates import layout, marks
+from vmi_inside.control.gates.changes import Change, Plan
 from vmi_inside.control.gates.entries import SIZE, Entry, find_entry
-from vmi_inside.control.gates.layout import AREA_SIZE, CODE_AT, Hook, NotOurs, State
+from vmi_inside.control.gates.layout import CODE_AT, Hook, NotOurs, State
 from vmi_inside.control.gates.offsets import Offsets, find_offsets
 from vmi_inside.control.gates.operations import OPERATIONS, Operation
-from vmi_inside.control.gates.place import PADDING, is_padding, padding, spare_bits, spare_words
+from vmi_inside.control.gates.place import PADDING, is_padding, padding, spare_words
 from vmi_inside.control.gates.stub import Code, Numbers, Target, assemble
+from vmi_inside.control.gates.tracing import Records
 from vmi_inside.errors import Conflict, Unsafe, Unsupported
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.gated import AREA_SIZE
 
 _EMPTY: Final = bytes([PADDING]) * AREA_SIZE
 #: Bytes that differ are written as one when they are so close.
 _NEARBY: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Bytes to change: where, from what, to what; and what is there, for people."""
-
-    address: int
-    old: bytes
-    new: bytes
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All that must be written: `records` first when rules come, last when they go; `code` as code.
-
-    `inside` says that gates stand already: somebody may be in their code.
-    """
-
-    records: tuple[Change, ...]
-    code: tuple[Change, ...]
-    inside: bool
-    notes: tuple[str, ...] = ()
 
 
 class Site:
@@ -58,9 +38,10 @@ class Site:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.base = padding(kernel, AREA_SIZE)
+        self.base = padding(kernel)
         self.offsets: Offsets = find_offsets(kernel)
         self._codes: dict[int, Code] = {}
+        self._records: Records | None = None
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -91,7 +72,7 @@ class Site:
         try:
             return layout.decode(self.base, raw), raw
         except NotOurs as error:
-            if raw == _EMPTY and is_padding(self.kernel, self.base, AREA_SIZE):
+            if raw == _EMPTY and is_padding(self.kernel, self.base):
                 return None, raw
             raise Conflict(
                 f"the room for gates at {self.base:#x} holds something else ({error}); nothing was changed"
@@ -99,7 +80,7 @@ class Site:
 
     def fresh(self) -> State:
         """The records of no rule at all."""
-        mark = spare_bits(self.kernel) or 0
+        mark = marks.choose(self.kernel)
         raw = self.code(mark).raw
         return State(len(raw), code_id(raw), mark)
 
@@ -142,7 +123,9 @@ class Site:
             image[CODE_AT : CODE_AT + len(code)] = code
             for at, piece in layout.encode(self.base, replace(after, hooks=tuple(wanted.values()))).items():
                 image[at : at + len(piece)] = piece
-        records, code_changes = [], []
+        records = [change for at in wanted if at not in hooks for change in self._leave_alone(at, True)]
+        records += [change for at in hooks if at not in wanted for change in self._leave_alone(at, False)]
+        code_changes: list[Change] = []
         for start, end in _differences(raw, bytes(image)):
             where = records if start < CODE_AT else code_changes
             what = "code of gates" if start >= CODE_AT else "records of gates"
@@ -167,6 +150,19 @@ class Site:
         """Whether 5 bytes at an address are a jump into the room for gates."""
         low, high = self.code_range
         return raw[0] == 0xE9 and low <= at + SIZE + int.from_bytes(raw[1:5], "little", signed=True) <= high
+
+    def _leave_alone(self, at: int, alone: bool) -> Iterable[Change]:
+        """What tells the kernel's tracer to leave a function alone, or no more to."""
+        if self._records is None:
+            self._records = Records(self.kernel)
+        where, disabled = self._records.flags(at), self._records.disabled
+        if not where:
+            return
+        flags = self.kernel.space.read_u64(where)
+        new = flags | disabled if alone else flags & ~disabled
+        if new != flags:
+            what = f"tracing record of {self._named(at)}"
+            yield Change(where, flags.to_bytes(8, "little"), new.to_bytes(8, "little"), what)
 
     def _target(self, hook: Hook) -> bytes:
         """What stands at a function that was hooked, if it is as it was left."""

@@ -5,6 +5,7 @@ Knows which of the ways should show which module. The ways themselves are `loade
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -20,9 +21,11 @@ from vmi_inside.linux.integrity.views import View, missing, union
 from vmi_inside.linux.loaded import MODULE_LIMIT, Loaded, of_modules
 from vmi_inside.linux.modules import STATES
 from vmi_inside.structs import Structs
-from vmi_inside.types import U64, Mask
+from vmi_inside.types import PAGE_MASK, U64, Mask
 
 _NONE: Final = np.empty(0, dtype=np.uint64)
+#: Stretches of code among the modules that are looked at.
+_RANGES: Final = 1 << 16
 #: Who asks for memory for modules, until 6.9; later all code is asked for by one function.
 _LOADERS: Final = ("load_module", "move_module", "layout_and_allocate", "module_memory_alloc")
 
@@ -58,7 +61,7 @@ def hidden_modules(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
     should = [(each, _should(each, found)) for each in views]
     for one in missing(found.address, should):
         yield Finding(
-            "critical", names[one.row], f"in {', '.join((*one.have, *one.lack))}", f"not in {', '.join(one.lack)}",
+            "critical", names[one.row], f"in {', '.join(one.lack)}", f"not in {', '.join(one.lack)}",
             int(found.address[one.row]), detail=f"seen in {', '.join(one.have)}",
             fault="module unreadable" if found.fault[one.row] else "",
         )  # fmt: skip
@@ -85,28 +88,38 @@ def _unclaimed(reading: Reading, known: Loaded, areas: module_views.Areas) -> It
     code = reading.executable
     text = code.where((code.start >= np.uint64(low)) & (code.last < np.uint64(high)))
     claimed = _claimed(reading, known)
-    for start, last in zip(text.start.tolist(), text.last.tolist(), strict=True):
+    ranges = zip(text.start[:_RANGES].tolist(), text.last[:_RANGES].tolist(), strict=True)
+    for start, last in ranges:
         for first, end in _gaps(start, last + 1, claimed):
             yield _piece(reading, areas, first, end)
+    if len(text.start) > _RANGES:
+        yield Finding("medium", "code that nobody owns", f"at most {_RANGES} stretches of code", f"{len(text.start)}")
 
 
 def _claimed(reading: Reading, known: Loaded) -> list[tuple[int, int]]:
-    """Ranges that somebody has, ascending; the kernel's own image is one of them."""
+    """Ranges of whole pages that somebody has, ascending, none touching another; the kernel's image is one of them."""
     ranges = [(base, base + size) for base, size in zip(known.base.tolist(), known.size.tolist(), strict=True)]
     profile = reading.kernel.profile
     image = (profile.find_symbol("_text", "_stext") or 0, profile.find_symbol("_end") or 0)
-    return sorted((*ranges, *((piece.start, piece.end) for piece in reading.code.pieces), image))
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted((*ranges, *((piece.start, piece.end) for piece in reading.code.pieces), image)):
+        first, last = start & ~PAGE_MASK, (end + PAGE_MASK) & ~PAGE_MASK
+        if joined and first <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(last, joined[-1][1])
+        else:
+            joined.append((first, last))
+    return joined
 
 
 def _gaps(start: int, end: int, claimed: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The parts of start..end that no range covers, in whole pages."""
+    """The parts of start..end that none of these ranges covers."""
+    at = bisect_right(claimed, start, key=lambda one: one[1])
     here = start
-    for first, last in claimed:
-        if last <= here or first >= end:
-            continue
-        if first > here and (first & ~0xFFF) > here:
-            yield here, first & ~0xFFF
-        here = max(here, (last + 0xFFF) & ~0xFFF)
+    while at < len(claimed) and claimed[at][0] < end:
+        if claimed[at][0] > here:
+            yield here, claimed[at][0]
+        here = claimed[at][1]
+        at += 1
     if here < end:
         yield here, end
 

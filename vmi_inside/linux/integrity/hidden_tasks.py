@@ -46,9 +46,9 @@ def hidden_tasks(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
 
     _, _, tasks = reading.pids.tasks(kernel, PIDTYPE_PID)
     table = View("PID table", tasks.address, reading.pids.faults)
-    listed = view("task list", lambda: task_views.task_list(kernel))
+    listed = view("task list", lambda: task_views.task_list(kernel, table.seen))
     queues = view("run queues", lambda: task_views.run_queues(kernel))
-    groups = view("control groups", lambda: task_views.control_groups(kernel))
+    groups = view("control groups", lambda: task_views.control_groups(kernel, table.seen))
     slab = view("slab", lambda: task_views.slab(kernel))
     idle = task_views.idle_tasks(kernel)
     known = union((table, listed, queues, groups))
@@ -113,7 +113,7 @@ def _finding(rows: Structs, names: list[str], row: int, lack: tuple[str, ...], h
     return Finding(
         "critical" if set(lack) & set(_GRAVE) else "high",
         f"pid {pid} ({names[row]}){thread}",
-        f"in {', '.join((*have, *lack))}",
+        f"in {', '.join(lack)}",
         f"not in {', '.join(lack)}",
         int(rows.address[row]),
         detail=f"seen in {', '.join(have)}",

@@ -1,7 +1,7 @@
 """The ways to the modules of a kernel that do not go through the list `modules`.
 
 Knows `module_kset` (kernel/params.c), `mod_tree` (kernel/module/tree_lookup.c), `btf_modules` (kernel/bpf/btf.c) and
-the areas of `vmalloc` (mm/vmalloc.c: one list until 6.8, several `vmap_nodes` since). A `struct module` lies in the
+the areas of `vmalloc` (mm/vmalloc.c: one tree until 6.8, several `vmap_nodes` since). A `struct module` lies in the
 module's own memory and points at itself: that is how it is found where no list has it.
 """
 
@@ -70,11 +70,9 @@ def btf(kernel: Kernel) -> View:
 def areas(kernel: Kernel) -> Areas:
     """The areas of vmalloc that lie where modules do. Raises `NoSymbol`, `NoMember`."""
     ctype = kernel.struct("vmap_area")
-    link = np.uint64(ctype.member("list").offset)
-    heads = _area_lists(kernel)
-    raw, ok = kernel.space.gather(heads, 8)
-    found = walk.chains(kernel.space, raw.view("<u8")[ok, 0], end=heads[ok], what="vmalloc areas")
-    rows = kernel.structs(ctype, found.address - link).fetch("va_start", "va_end", "vm")
+    found = tree_nodes(kernel, _area_trees(kernel), "vmalloc areas")
+    rows = kernel.structs(ctype, found.address - np.uint64(ctype.member("rb_node").offset))
+    rows.fetch("va_start", "va_end", "vm")
     start, end = rows.pointer("va_start"), rows.pointer("va_end")
     low, high = MODULE_SPACE
     inside = (start >= np.uint64(low)) & (end <= np.uint64(high)) & (start < end)
@@ -83,14 +81,14 @@ def areas(kernel: Kernel) -> Areas:
     return Areas(start[inside], size[inside], owners.pointer("caller")[inside], found.faults)
 
 
-def _area_lists(kernel: Kernel) -> U64:
-    """The heads of the lists of areas: one, or that of each `vmap_node`."""
-    if kernel.profile.find_symbol("vmap_area_list") is not None:
-        return np.array([kernel.symbol("vmap_area_list")], dtype=np.uint64)
+def _area_trees(kernel: Kernel) -> U64:
+    """The roots of the trees of areas: one until 6.8, that of each `vmap_node` since."""
+    if kernel.profile.find_symbol("vmap_area_root") is not None:
+        return np.array([kernel.pointer("vmap_area_root")], dtype=np.uint64)
     node: CType = kernel.struct("vmap_node")
     count = min(kernel.number(4, "nr_vmap_nodes"), 1 << 12)
     base = kernel.pointer("vmap_nodes") + node.size * np.arange(count, dtype=np.uint64)
-    return kernel.structs(node, base).at("busy.head")
+    return kernel.structs(node, base).pointer("busy.root.rb_node")
 
 
 def in_memory(kernel: Kernel, found: Areas) -> View:

@@ -28,6 +28,8 @@ _TABLES: Final = {
     ("__start___jump_table", "__stop___jump_table"): (16, _CALL),
     ("__start_static_call_sites", "__stop_static_call_sites"): (8, _CALL),
 }  # fmt: skip
+#: Calls in ftrace's own code, which lead to whoever traces (arch/x86/kernel/ftrace_64.S).
+_TRACERS: Final = ("ftrace_call", "ftrace_regs_call", "ftrace_graph_call")
 _TRAMPOLINES: Final = {"__SCT__": 8, "bpf_dispatcher_": 16}
 
 
@@ -55,6 +57,8 @@ def _places(kernel: Kernel, image: Image) -> Iterator[tuple[U64, I64]]:
     traced = _between(kernel, image, "__start_mcount_loc", "__stop_mcount_loc")
     if traced is not None:
         yield _all(_words(_rows(traced[1], 8)), _CALL)
+    calls = [at - slide for at in map(kernel.profile.find_symbol, _TRACERS) if at is not None]
+    yield _all(np.array(calls, dtype=np.uint64), _CALL)
     for prefix, size in _TRAMPOLINES.items():
         named = [address - slide for _, address in kernel.profile.symbols_like(prefix)]
         yield _all(np.array(named, dtype=np.uint64), size)

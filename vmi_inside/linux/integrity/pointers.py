@@ -42,9 +42,11 @@ def _stretch(reading: Reading, stretch: Stretch, constant: bool) -> Iterator[Fin
     words = stretch.words
     hit = np.flatnonzero(reading.executable.hold(words))
     owners = reading.code.owners(words[hit])
-    strange = owners == ""
+    # All ones above some bit: a mask, and where the modules' space begins. With nokaslr code lies right there.
+    below = ~words[hit]
+    strange = (owners == "") & (below & (below + np.uint64(1)) != 0)
     if constant:
-        strange |= ~np.isin(owners, ["kernel", "init", "bpf", "ftrace", "kprobes"])
+        strange |= ~np.isin(owners, ["", "kernel", "init", "bpf", "ftrace", "kprobes"])
     hit, owners = hit[strange], owners[strange]
     at = np.uint64(stretch.start) + np.uint64(8) * hit.astype(np.uint64)
     places, symbols = reading.code.symbols(at), reading.code.symbols(words[hit])

@@ -14,6 +14,7 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.integrity.lists import followed
 from vmi_inside.linux.integrity.slabs import slab_objects
 from vmi_inside.linux.integrity.trees import tree_nodes
 from vmi_inside.linux.integrity.views import View
@@ -26,35 +27,33 @@ _CSS_SET_BUCKETS: Final = 128  # 1 << CSS_SET_HASH_BITS
 _NESTING: Final = 64
 
 
-def task_list(kernel: Kernel) -> View:
-    """The list of all processes, which begins in `init_task`."""
-    ctype = kernel.struct("task_struct")
-    offset = ctype.member("tasks").offset
-    found = walk.serial(kernel.space, kernel.symbol("init_task") + offset, what="task list")
-    return View("task list", found.address - np.uint64(offset), found.faults)
+def task_list(kernel: Kernel, known: U64) -> View:
+    """The list of all processes, which begins in `init_task`. `known` are tasks, here and below: any but it helps."""
+    init = kernel.object("task_struct", "init_task")
+    return _listed(init, "tasks", init.type, "tasks", "task list", known)
 
 
 def threads(tasks: Structs) -> View:
     """The threads of the processes that these tasks belong to."""
-    signal = tasks.space, tasks.type.member("signal").type.target, np.unique(tasks.pointer("signal"))
-    return _listed(Structs(*signal), "thread_head", tasks.type, "thread_node", "threads' lists")
+    signal = tasks.type.member("signal").type.target
+    holders = Structs(tasks.space, signal, np.unique(tasks.pointer("signal")))
+    return _listed(holders, "thread_head", tasks.type, "thread_node", "threads' lists", tasks.address)
 
 
 def children(tasks: Structs) -> View:
     """The children of these tasks."""
-    return _listed(tasks, "children", tasks.type, "sibling", "children's lists")
+    return _listed(tasks, "children", tasks.type, "sibling", "children's lists", tasks.address)
 
 
-def _listed(holders: Structs, head: str, ctype: CType, link: str, name: str) -> View:
+def _listed(holders: Structs, head: str, ctype: CType, link: str, name: str, known: U64) -> View:
     """The structs on the lists that begin in a member of each holder."""
+    offset = np.uint64(ctype.member(link).offset)
     at = holders.at(head)
-    at = at[at != 0]
-    raw, ok = holders.space.gather(at, 8)
-    found = walk.chains(holders.space, raw.view("<u8")[ok, 0], end=at[ok], what=name)
-    return View(name, found.address - np.uint64(ctype.member(link).offset), found.faults)
+    found = followed(holders.space, at[at != 0], known + offset, name)
+    return View(name, found.address - offset, found.faults)
 
 
-def control_groups(kernel: Kernel) -> View:
+def control_groups(kernel: Kernel, known: U64) -> View:
     """The tasks of all css_sets: those that live, move or died lately. Raises `NoSymbol`, `NoMember`."""
     ctype, task = kernel.struct("css_set"), kernel.struct("task_struct")
     table = np.uint64(kernel.symbol("css_set_table")) + 8 * np.arange(_CSS_SET_BUCKETS, dtype=np.uint64)
@@ -63,7 +62,7 @@ def control_groups(kernel: Kernel) -> View:
     hashed = walk.chains(kernel.space, raw.view("<u8")[:, 0], what=name)
     sets = kernel.structs(ctype, hashed.address - np.uint64(ctype.member("hlist").offset))
     views = [
-        _listed(sets, member, task, "cg_list", name)
+        _listed(sets, member, task, "cg_list", name, known)
         for member in ("tasks", "mg_tasks", "dying_tasks")
         if ctype.has(member)
     ]

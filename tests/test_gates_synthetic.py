@@ -1,0 +1,445 @@
+"""Gates of made-up guests: where there is room, what stands, who stands in it; and guests that lie about it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from ipaddress import ip_network
+from typing import ClassVar
+
+import pytest
+
+from tests.synthetic.guest import IMAGE, IMAGE_PA, NOWHERE
+from tests.synthetic.layout import Layout, SyntheticProfile
+from tests.synthetic.linux import LinuxGuest
+from tests.synthetic.ram import LARGE, NX, PRESENT, WRITE
+from tests.synthetic.structs import NEWER
+from vmi_inside.control.gates import layout
+from vmi_inside.control.gates.entries import find_entry
+from vmi_inside.control.gates.layout import Hook, Rule, Scope, State
+from vmi_inside.control.gates.listing import Gates, gates
+from vmi_inside.control.gates.operations import OPERATIONS
+from vmi_inside.control.gates.place import access, holes, is_padding, padding, spare_words
+from vmi_inside.control.gates.rules import Subject, descendants, find, tasks
+from vmi_inside.control.gates.standing import Site
+from vmi_inside.control.gates.tracing import Records
+from vmi_inside.control.sleepers import standing
+from vmi_inside.errors import Conflict, ControlError, PageFault, Unsafe, Unsupported
+from vmi_inside.linux.gated import AREA_SIZE, gated
+
+MORE = """
+task_thread 64
+    sp 24 u64
+css 200
+    sibling 16 list_head
+    children 32 list_head
+    flags 60 u32
+    serial_nr 88 u64
+cgroup 2000
+    self 0 css
+    level 208 i32
+    kn 0x108 *kernfs_node
+    ancestors 1792 u64[16]
+cgroup_root 6000
+    cgrp 64 cgroup
+kid 4
+    val 0 u32
+sock_common 136
+    skc_daddr 0 u32
+    skc_family 16 u16
+    skc_v6_daddr 56 u8[16]
+sock 760
+    __sk_common 0 sock_common
+    sk_protocol 516 u16
+socket 128
+    type 4 i16
+    sk 24 *sock
+msghdr 96
+    msg_name 0 *void
+    msg_namelen 8 i32
+holed 64
+    first 0 u32
+    second 16 u64
+    third 24 u8
+    fourth 40 u64
+ftrace_page 32
+    next 0 *ftrace_page
+    records 8 *dyn_ftrace
+    index 16 i32
+dyn_ftrace 16
+    ip 0 u64
+    flags 8 u64
+thread_union 16384
+    stack 0 u64[2048]
+user_namespace 128
+    first 0 u64
+    last 120 u64
+"""
+STARTS = IMAGE + (2 << 20) - (1 << 20)
+BASE = IMAGE + (2 << 20) - AREA_SIZE
+CURRENT = 0x8000
+
+
+class Profile(SyntheticProfile):
+    """A profile that can tell what is close to an address, and what enumerators are worth."""
+
+    enumerators: ClassVar = {"READING_MODULE": 2, "LOADING_MODULE": 3, "FTRACE_FL_DISABLED": 1 << 25, "CSS_ONLINE": 2}
+
+    def symbol_at(self, address: int) -> tuple[str, int] | None:
+        ordered = sorted((value, name) for name, value in self.symbols.items())
+        at = bisect_right(ordered, (address, "~")) - 1
+        return (ordered[at][1], address - ordered[at][0]) if at >= 0 else None
+
+    def enumerator(self, *names: str) -> int | None:
+        return next((self.enumerators[name] for name in names if name in self.enumerators), None)
+
+    def global_type(self, name: str) -> object:
+        return self.struct({"init_user_ns": "user_namespace"}.get(name, name))
+
+
+class GatedGuest(LinuxGuest):
+    """A guest whose image has padding up to 2 MiB, functions with NOPs, and all that gates need to know."""
+
+    def __init__(self, **kind: bool) -> None:
+        super().__init__(**kind)
+        text = NEWER.replace("    cgroups 0xc20 *css_set\n", "    cgroups 0xc20 *css_set\n    stack 0x20 *void\n"
+                             "    thread 0x1200 task_thread\n    cred 0xb10 *cred\n"
+                             "    group_leader 0x9b0 *task_struct\n")  # fmt: skip
+        old = self.profile
+        self.profile = Profile(Layout(text, MORE))
+        self.profile.symbols.update(old.symbols)
+        self.kernel.profile = self.profile  # type: ignore[assignment]
+        self._path.clear()
+        self.profile.symbols.update({"__entry_text_end": STARTS, "_etext": IMAGE + (3 << 20), "_stext": IMAGE,
+                                     "current_task": CURRENT})  # fmt: skip
+        self.global_("init_user_ns", 128)
+        self.map_image(WRITE | LARGE | PRESENT)
+        self.write(STARTS, b"\xcc" * (IMAGE + (2 << 20) - STARTS))
+        at = IMAGE + (2 << 20) + 0x1000
+        for operation in OPERATIONS.values():
+            for hooked in operation.hooks:
+                self.profile.symbols[hooked.symbols[0]] = at
+                self.write(at, b"\x0f\x1f\x44\0\0\x55")
+                at += 0x100
+
+    def map_image(self, flags: int) -> None:
+        for offset in range(0, 4 << 20, 2 << 20):
+            self.tables.put(IMAGE + offset, 2, IMAGE_PA + offset | flags)
+
+    def place(self, state: State) -> None:
+        for at, piece in layout.encode(BASE, state).items():
+            self.write(BASE + at, piece)
+
+    def run(self, *addresses: int) -> None:
+        """Which task each CPU runs."""
+        for base, task in zip(self.percpu, addresses, strict=True):
+            self.word(base - 0x1000 + CURRENT, task)
+
+
+@pytest.fixture
+def guest() -> GatedGuest:
+    made = GatedGuest()
+    init = made.task(1, "init", start_boottime=10)
+    made.task(4242, "curl", start_boottime=777, parent=1)
+    made.run(init.task, init.task)
+    made.finish()
+    return made
+
+
+def rule(**more: object) -> Rule:
+    said: dict[str, object] = {
+        "operations": 1, "scope": Scope.PROCESS, "families": 1 << 2, "errno": 13, "number": 4242, "first": 777,
+        "pid": 4242, "name": "curl", "time": 1_764_000_000, "entry": "7",
+    }  # fmt: skip
+    return Rule(**{**said, **more})  # type: ignore[arg-type]
+
+
+# -- room -------------------------------------------------------------------------------------------------------------
+
+
+def test_room_is_the_end_of_the_padding(guest: GatedGuest) -> None:
+    assert padding(guest.kernel) == BASE
+    assert is_padding(guest.kernel, BASE)
+    guest.write(BASE - 1, b"\x90")
+    assert not is_padding(guest.kernel, BASE)
+
+
+@pytest.mark.parametrize(
+    "lie", ["no symbol", "short", "behind the text", "code close by", "not executable", "unmapped"]
+)
+def test_where_there_is_no_room_it_is_said(guest: GatedGuest, lie: str) -> None:
+    symbols = guest.profile.symbols
+    if lie == "no symbol":
+        del symbols["__entry_text_end"]
+    elif lie == "short":
+        symbols["__entry_text_end"] = BASE + 1
+    elif lie == "behind the text":
+        symbols["_etext"] = IMAGE + (2 << 20) - 1
+    elif lie == "code close by":
+        symbols["srso_alias_safe_ret"] = BASE - 100
+    else:
+        guest.map_image(NX | LARGE | PRESENT if lie == "not executable" else 0)
+    with pytest.raises(Unsupported, match="no room for code"):
+        padding(guest.kernel)
+    table = gates(guest.kernel)
+    assert not len(table)
+    assert "no room for code" in table.notes[0]
+
+
+def test_what_page_tables_allow(guest: GatedGuest) -> None:
+    assert access(guest.space, IMAGE).executable
+    guest.map_image(LARGE | PRESENT | NX)
+    assert not access(guest.space, IMAGE).executable
+    assert not access(guest.space, IMAGE).writable
+    with pytest.raises(PageFault):
+        access(guest.space, NOWHERE)
+
+
+def test_holes_are_where_no_member_is(guest: GatedGuest) -> None:
+    assert list(holes(guest.profile.struct("holed"), 4)) == [4, 8, 12, 28, 32, 36]
+    assert list(holes(guest.profile.struct("holed"), 8)) == [8, 32]
+    at = guest.profile.symbol("init_user_ns")
+    words = list(spare_words(guest.kernel))
+    assert words == [at + offset for offset in range(8, 120, 8)]
+    guest.word(at + 16, 1)  # somebody uses it after all
+    assert list(spare_words(guest.kernel)) == [one for one in words if one != at + 16]
+    guest.map_image(LARGE | PRESENT)  # not to be written
+    assert list(spare_words(guest.kernel)) == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "state", "at"),
+    [
+        ("0f1f440000", "free", 0), ("6666666690", "free", 0), ("f30f1efa0f1f440000", "free", 4),
+        ("660f1f000f1f440000", "free", 4), ("0f1f40d60f1f440000", "free", 4), ("e800100000", "traced", 0),
+        ("e900100000", "jump", 0), ("cc1f440000", "probed", 0), ("4157415641", "other", 0),
+    ],
+)  # fmt: skip
+def test_what_stands_at_an_entry(guest: GatedGuest, raw: str, state: str, at: int) -> None:
+    function = guest.profile.symbol("security_file_open")
+    guest.write(function, bytes.fromhex(raw))
+    found = find_entry(guest.kernel, "no_such_function", "security_file_open")
+    assert found is not None
+    assert (found.state, found.at, found.behind) == (state, function + at, function + at + 5)
+    assert bool(found.words()) == (state != "free")
+    if state in ("traced", "jump"):
+        assert found.target == function + 5 + 0x1000
+    assert find_entry(guest.kernel, "no_such_function") is None
+    guest.profile.symbols["nowhere"] = NOWHERE
+    assert find_entry(guest.kernel, "nowhere") is None
+
+
+# -- what stands ------------------------------------------------------------------------------------------------------
+
+
+def test_no_gates(guest: GatedGuest) -> None:
+    table = gates(guest.kernel)
+    assert (len(table), table.notes) == (0, ())
+    assert table.columns == Gates.schema
+
+
+def test_gates_are_told_from_memory(guest: GatedGuest) -> None:
+    site = Site(guest.kernel)
+    count = next(spare_words(guest.kernel))
+    group = guest.new("cgroup", level=1, kn=guest.cgroup(guest.root_cgroup, "box"), self__serial_nr=5, self__flags=2)
+    networks = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    code = site.code(0x54)
+    hook = Hook(guest.profile.symbol("security_socket_sendmsg"), b"\x0f\x1f\x44\0\0")
+    state = State(len(code.raw), site.fresh().code_id, site.fresh().mark, (hook,), {
+        0: rule(counter=count, networks=networks), 1: rule(first=778), 3: rule(scope=Scope.USER, number=1000, pid=0),
+        4: rule(scope=Scope.CGROUP, number=1, first=group, second=5, pid=0),
+        5: rule(operations=4, scope=Scope.MARKED, number=1, errno=1),
+    })  # fmt: skip
+    guest.place(state)
+    guest.word(count, 41)
+    guest.write(hook.at, layout.hook(hook.at, BASE + layout.CODE_AT))
+    table = gates(guest.kernel)
+    assert table.notes == ()
+    assert [row[:8] for row in table] == [
+        ("network", "process", 4242, "curl", "", -1, True, "10.0.0.0/8,fd00::/8"),
+        ("network", "process", 4242, "curl", "", -1, False, ""),
+        ("network", "uid", -1, "curl", "", 1000, True, ""),
+        ("network", "cgroup", -1, "curl", "/box", -1, True, ""),
+        ("open", "children", 4242, "curl", "", -1, True, ""),
+    ]
+    assert table.refused.tolist() == [41, -1, -1, -1, -1]
+    assert table.errno.tolist() == ["EACCES"] * 4 + ["EPERM"]
+    assert not any(table.fault)
+    assert gates(guest.kernel, columns=("pid", "refused")).columns == ("pid", "refused", "fault")
+
+
+def test_what_looks_at_the_text_can_name_it(guest: GatedGuest) -> None:
+    assert gated(guest.kernel) is None
+    hook = Hook(guest.profile.symbol("security_file_open"), b"\x0f\x1f\x44\0\0")
+    guest.place(State(5, b"12345678", 0, (hook,), {0: rule()}))
+    found = gated(guest.kernel)
+    assert found is not None
+    assert (found.start, found.end, found.hooks) == (BASE, BASE + AREA_SIZE - 1, {hook.at: hook.found})
+    guest.write(BASE + 16, b"\xff\xff\xff\xff")
+    assert gated(guest.kernel) is None
+    del guest.profile.symbols["__entry_text_end"]
+    assert gated(guest.kernel) is None
+
+
+def test_lies_are_marked(guest: GatedGuest) -> None:
+    state = State(5, b"12345678", 0, (Hook(guest.profile.symbol("security_file_open"), b"\x90" * 5),), {
+        0: rule(counter=NOWHERE), 1: rule(operations=1 << 30), 2: rule(name="\x1b[31m", time=(1 << 64) - 1),
+        3: rule(scope=Scope.CGROUP, first=NOWHERE, pid=0),
+    })  # fmt: skip
+    guest.place(state)
+    table = gates(guest.kernel)
+    assert table.fault.tolist() == ["count unreadable", "unknown operation", "", ""]
+    assert table.alive.tolist() == [True, True, True, False]
+    assert "security_file_open does not lead to the gates any more" in table.notes
+    assert any("not what this version" in note for note in table.notes)
+
+
+def test_something_else_in_the_room_is_left_alone(guest: GatedGuest) -> None:
+    guest.write(BASE + 0x100, b"\x90")
+    with pytest.raises(Conflict, match="something else"):
+        Site(guest.kernel).read()
+    assert "something else" in gates(guest.kernel).notes[0]
+    guest.write(BASE, b"vmi-gate\2\0\0\0")
+    assert "version 2" in gates(guest.kernel).notes[0]
+
+
+def test_a_plan_leads_there_and_back(guest: GatedGuest) -> None:
+    """Every byte that a plan changes is put back by the plan that takes the last rule out."""
+    site = Site(guest.kernel)
+    before = guest.space.read(IMAGE, 4 << 20)
+    none, raw = site.read()
+    assert none is None
+    after = State(*_code(site), {0: rule()})
+    plan = site.plan(none, raw, after)
+    assert not plan.inside
+    for change in (*plan.records, *plan.code):
+        assert guest.space.read(change.address, len(change.old)) == change.old
+        guest.write(change.address, change.new)
+    stands, raw = site.read()
+    assert stands is not None
+    assert site.ours(stands)
+    assert not site.broken(stands)
+    assert len(stands.hooks) == len(OPERATIONS["network"].hooks)
+    more = State(stands.code_size, stands.code_id, stands.mark, stands.hooks, {**stands.rules, 1: rule(operations=2)})
+    added = site.plan(stands, raw, more)
+    assert [change.what for change in added.code] == ["security_bprm_creds_for_exec"]
+    back = site.plan(stands, raw, State(stands.code_size, stands.code_id, stands.mark, stands.hooks, {}))
+    assert back.inside
+    for change in (*back.code, *back.records):
+        assert guest.space.read(change.address, len(change.old)) == change.old
+        guest.write(change.address, change.new)
+    assert guest.space.read(IMAGE, 4 << 20) == before
+
+
+def _code(site: Site) -> tuple[int, bytes, int, tuple[Hook, ...]]:
+    fresh = site.fresh()
+    return fresh.code_size, fresh.code_id, fresh.mark, ()
+
+
+@pytest.mark.parametrize("raw", ["e800100000", "e900100000", "cc1f440000", "4157415641"])
+def test_functions_of_others_are_left_to_them(guest: GatedGuest, raw: str) -> None:
+    guest.write(guest.profile.symbol("security_socket_listen"), bytes.fromhex(raw))
+    site = Site(guest.kernel)
+    with pytest.raises(Unsafe, match="security_socket_listen"):
+        site.plan(None, b"\xcc" * AREA_SIZE, State(*_code(site), {0: rule()}))
+    assert site.plan(None, b"\xcc" * AREA_SIZE, State(*_code(site), {0: rule(operations=2)})).code
+
+
+def test_functions_that_the_kernel_lacks(guest: GatedGuest) -> None:
+    site = Site(guest.kernel)
+    del guest.profile.symbols["sock_sendpage"]
+    assert site.plan(None, b"\xcc" * AREA_SIZE, State(*_code(site), {0: rule()})).code
+    del guest.profile.symbols["security_socket_bind"]
+    site = Site(guest.kernel)
+    with pytest.raises(Unsupported, match="security_socket_bind"):
+        site.plan(None, b"\xcc" * AREA_SIZE, State(*_code(site), {0: rule()}))
+
+
+# -- whom -------------------------------------------------------------------------------------------------------------
+
+
+def test_subjects(guest: GatedGuest) -> None:
+    offsets = Site(guest.kernel).offsets
+    found = find(guest.kernel, offsets, Subject(pid=4242))
+    assert (found.scope, found.number, found.first, found.name) == (Scope.PROCESS, 4242, 777, "curl")
+    for subject, error in (
+        (Subject(pid=1), Unsafe), (Subject(pid=5), ControlError), (Subject(uid=0), Unsafe),
+        (Subject(cgroup="/"), Unsafe), (Subject(cgroup="/a"), ControlError),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            find(guest.kernel, offsets, subject)
+    assert find(guest.kernel, offsets, Subject(pid=1), force=True).first == 10
+
+
+def test_descendants_of_a_family_in_a_circle() -> None:
+    guest = GatedGuest()
+    guest.task(1, "init", start_boottime=1)
+    guest.task(10, "a", start_boottime=10, parent=1)
+    guest.task(11, "b", start_boottime=11, parent=10)
+    guest.task(12, "thread", start_boottime=12, parent=10, leader=11)
+    guest.task(13, "c", start_boottime=13, parent=12)
+    guest.task(20, "x", start_boottime=20, parent=1)
+    guest.task(21, "y", start_boottime=21, parent=20)
+    guest.word(guest.tasks[20].task + guest.offset("task_struct", "real_parent"), guest.tasks[21].task)  # each other's
+    guest.word(guest.tasks[21].task + guest.offset("task_struct", "real_parent"), NOWHERE)
+    guest.finish()
+    rows = tasks(guest.kernel)
+    nobody = rows.address == 0
+    mine = descendants(rows, 10, 10, nobody)
+    assert sorted(rows.number("tgid")[mine].tolist()) == [10, 11, 11, 13]
+    assert not descendants(rows, 10, 9, nobody).any()  # another one of that pid
+    marked = rows.address == guest.tasks[12].task
+    assert sorted(rows.number("tgid")[descendants(rows, 10, 9, marked)].tolist()) == [11, 11, 13]
+
+
+# -- who stands in it -------------------------------------------------------------------------------------------------
+
+
+def test_who_stands_in_code(guest: GatedGuest) -> None:
+    init, curl = guest.tasks[1].task, guest.tasks[4242].task
+    stacks = {task: guest.alloc(16 << 10, f"stack{task}") for task in (init, curl)}
+    for task, stack in stacks.items():
+        guest.put("task_struct", task, stack=stack, thread__sp=stack + (16 << 10) - 64, pid=1 if task == init else 4242)
+    spare = guest.alloc(4096, "interrupts")
+    registers = [{"rip": IMAGE, "rsp": spare + 64}] * 2
+    ranges = [(BASE, BASE + 99)]
+    assert standing(guest.kernel, ranges, registers) == ""
+    guest.word(stacks[curl] + (16 << 10) - 72, BASE + 5)  # below what is in use
+    assert standing(guest.kernel, ranges, registers) == ""
+    guest.word(stacks[curl] + (16 << 10) - 56, BASE + 99)
+    assert "task 4242" in standing(guest.kernel, ranges, registers)
+    assert standing(guest.kernel, ranges, registers, tasks=False) == ""
+    guest.word(stacks[curl] + (16 << 10) - 56, BASE + 100)
+    assert standing(guest.kernel, ranges, registers) == ""
+    guest.word(stacks[init] + 64, BASE)  # a stack in use: all of it counts
+    assert "task 1" in standing(guest.kernel, ranges, registers)
+    guest.word(stacks[init] + 64, 0)
+    guest.word(spare + 128, BASE)
+    assert "an interrupt" in standing(guest.kernel, ranges, registers)
+    registers = [{"rip": IMAGE, "rsp": 0}, {"rip": BASE, "rsp": 0}]
+    assert "vCPU 1" in standing(guest.kernel, ranges, registers)
+    guest.put("task_struct", curl, stack=NOWHERE, thread__sp=NOWHERE + 8)  # a liar is passed over
+    assert standing(guest.kernel, ranges, [{"rip": IMAGE, "rsp": NOWHERE}]) == ""
+
+
+# -- tracing ----------------------------------------------------------------------------------------------------------
+
+
+def test_tracing_records(guest: GatedGuest) -> None:
+    assert Records(guest.kernel).flags(IMAGE) == 0  # no such list
+    head = guest.global_("ftrace_pages_start", 8)
+    assert Records(guest.kernel).flags(IMAGE) == 0
+    groups = []
+    for start in (IMAGE + 0x1000, IMAGE):
+        records = guest.alloc(16 * 4, "records")
+        for at in range(4):
+            guest.word(records + 16 * at, start + 16 * at)
+        groups.append(guest.new("ftrace_page", records=records, index=4))
+    guest.put("ftrace_page", groups[0], next=groups[1])
+    guest.word(head, groups[0])
+    records = guest.space.read_u64(groups[1] + 8)
+    assert Records(guest.kernel).flags(IMAGE + 32) == records + 32 + 8
+    assert Records(guest.kernel).flags(IMAGE + 33) == 0
+    guest.put("ftrace_page", groups[1], next=groups[0], index=-1)  # in a circle, with a count of less than nothing
+    assert Records(guest.kernel).flags(IMAGE + 0x1000) != 0
+    guest.put("ftrace_page", groups[1], next=NOWHERE, index=(1 << 31) - 1, records=NOWHERE)
+    assert Records(guest.kernel).flags(IMAGE + 0x1000) != 0

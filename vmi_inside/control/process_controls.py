@@ -1,0 +1,127 @@
+"""What an attached guest can be told to do to its processes and settings, with its own code or by changing its data.
+
+Knows which part does what, and how it is told in the journal. Nothing is done here itself.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vmi_inside.control.controls import Controls
+from vmi_inside.errors import ControlError
+
+if TYPE_CHECKING:
+    from vmi_inside.control.journal import Entry
+    from vmi_inside.control.signals import Target
+
+
+class ProcessControls(Controls):
+    """The hands on a guest's processes. All of it needs `attach(..., writable=True)`, but for reading a setting."""
+
+    def call(self, function: str | int, *arguments: int, reason: str = "", clean: bool = True) -> int:
+        """Call a function of the guest's kernel, by its symbol or address, on a borrowed vCPU; gives RAX, unsigned.
+
+        It runs in an interrupt: it must not sleep, nor turn interrupts on. With `clean` the vCPU was interrupted where
+        no lock is held. Raises `Unsafe` when there is no such moment, or the function does not return; `NoSymbol`.
+        """
+        from vmi_inside.control.borrow import borrow
+
+        words = ", ".join(f"{one:#x}" for one in arguments)
+        shown = function if isinstance(function, str) else f"{function:#x}"
+        detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
+        with (
+            self.transaction(reason or f"{shown}({words})", kind="call", detail=detail, code=True) as change,
+            borrow(change, clean=clean) as vcpu,
+        ):
+            change.detail["returned"] = f"{(value := vcpu.call(function, *arguments)):#x}"
+        return value
+
+    def signal(self, pid: int | Iterable[int], number: int = signal.SIGTERM, *, force: bool = False) -> None:
+        """Send a signal to a process, or to several, as the guest's kernel does it: with all its effects.
+
+        Raises `ControlError` for a process that is not there or has ended, `Unsafe` for kernel threads and process 1
+        unless `force`, and when no vCPU can be borrowed for it.
+        """
+        from vmi_inside.control import signals
+
+        to = self._targets(pid, force)
+        words = ", ".join(f"{one.pid} ({one.name})" for one in to)
+        detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
+        with self.transaction(f"{signals.name(number)} to {words}", kind="signal", detail=detail, code=True) as change:
+            gone = signals.send(change, to, number)
+            change.detail["gone"] = [one.pid for one in gone]
+        if gone:
+            raise ControlError(f"{', '.join(str(one.pid) for one in gone)} had ended before the signal came")
+
+    def nice(self, pid: int | Iterable[int], value: int, *, force: bool = False) -> None:
+        """Set the nice value of all threads of a process, or of several. Raises as `signal` does."""
+        from vmi_inside.control.signals import set_nice
+
+        to = self._targets(pid, force)
+        words = ", ".join(f"{one.pid} ({one.name})" for one in to)
+        detail = {"nice": value, "pids": [one.pid for one in to]}
+        with self.transaction(f"nice {value} for {words}", kind="nice", detail=detail, code=True) as change:
+            set_nice(change, to, value)
+
+    def set_ids(self, pid: int, uid: int | None = None, gid: int | None = None, *, force: bool = False) -> Entry:
+        """Make a process another user's, or another group's; see `credentials.set_ids`. `undo` takes it back."""
+        from vmi_inside.control import credentials
+
+        [to] = self._targets(pid, force)
+        words = ", ".join(f"{name} {value}" for name, value in (("uid", uid), ("gid", gid)) if value is not None)
+        with self.transaction(f"{words} for {pid} ({to.name})", kind="ids", detail={"pid": pid}) as change:
+            credentials.set_ids(change, to, uid, gid)
+        return change.entry
+
+    def drop_capabilities(self, pid: int, drop: Iterable[str] | None = None, *, force: bool = False) -> Entry:
+        """Take capabilities away from a process, all when None. `undo` gives them back."""
+        from vmi_inside.control import credentials
+
+        [to] = self._targets(pid, force)
+        names = None if drop is None else sorted(drop)
+        words = "all capabilities" if names is None else ", ".join(names)
+        with self.transaction(
+            f"{words} taken from {pid} ({to.name})", kind="capabilities", detail={"pid": pid}
+        ) as change:
+            credentials.drop_capabilities(change, to, names)
+        return change.entry
+
+    def set_limit(
+        self, pid: int, name: str, soft: int | None = None, hard: int | None = None, *, force: bool = False
+    ) -> Entry:
+        """Set a limit of a process (`nofile`, `as`, ...; see `rlimits.LIMITS`). `undo` takes it back."""
+        from vmi_inside.control import rlimits
+
+        [to] = self._targets(pid, force)
+        words = ":".join("" if one is None else rlimits.shown(one) for one in (soft, hard))
+        with self.transaction(
+            f"limit {name}={words} for {pid} ({to.name})", kind="limit", detail={"pid": pid}
+        ) as change:
+            rlimits.set_limit(change, to, name, soft, hard)
+        return change.entry
+
+    def sysctl(self, name: str) -> str:
+        """What a setting of the guest's kernel is set to (`kernel.panic`). Needs no control.
+
+        Raises `ControlError` when there is none, `Unsupported` for one that is more than a stored value.
+        """
+        from vmi_inside.control import sysctl
+
+        return sysctl.value(self.kernel, sysctl.find_setting(self.kernel, name))
+
+    def set_sysctl(self, name: str, value: str) -> Entry:
+        """Set it, within the kernel's own bounds. `undo` takes it back. Raises as `sysctl` does."""
+        from vmi_inside.control import sysctl
+
+        setting = sysctl.find_setting(self.kernel, name)
+        with self.transaction(f"{name} = {value}", kind="sysctl", detail={"name": name, "value": value}) as change:
+            sysctl.set_value(change, setting, value)
+        return change.entry
+
+    def _targets(self, pid: int | Iterable[int], force: bool) -> list[Target]:
+        from vmi_inside.control.signals import targets
+
+        self._transactions.check()
+        return targets(self.kernel, [pid] if isinstance(pid, int) else pid, force=force)
