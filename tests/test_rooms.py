@@ -24,6 +24,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tables",),
     ("domains", "snapshot", "dumping", "debugging"),
     ("guest", "saved", "diff", "available"),
+    ("domains", "snapshot"),
+    ("guest", "saved", "diff", "profiles"),
     ("sql", "rescue"),
     ("bridges",),
     ("cli",),

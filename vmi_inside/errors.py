@@ -152,3 +152,7 @@ class Unsafe(ControlError):
 
 class Unsupported(VmiError):
     """What was asked for cannot be done with this target, driver or kernel."""
+
+
+class ToolFailed(VmiError):
+    """Another tool that was run on the guest, or a plugin or script of it, failed."""

@@ -99,6 +99,10 @@ SECTIONS: Final = {
         "journal": "journal:journal",
         "undo": "undo:undo",
     },
+    "Other tools": {
+        "vol": "vol:vol",
+        "drgn": "drgn:drgn",
+    },
     "More": {
         "profile": "profile:profile",
         "gdb": "gdb:gdb",

@@ -46,6 +46,7 @@ EXITS: Final = (
     Exit(15, "another controller or debugger has the guest in hand", (errors.Busy,)),
     Exit(16, "refused as unsafe", (errors.Unsafe,)),
     Exit(PARTIAL, "done in part: some of it is not in the guest's memory, or time ran out"),
+    Exit(18, "another tool that was run on the guest failed", (errors.ToolFailed,)),
     Exit(INTERRUPTED, "interrupted (Ctrl-C)"),
 )
 

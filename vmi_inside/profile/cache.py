@@ -50,6 +50,19 @@ class Entry:
     arrays: Arrays
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One file of the cache; `size` in bytes, `written` in seconds since the epoch. `fault` says why it is not used."""
+
+    path: Path
+    build_id: str
+    release: str
+    banner: str
+    size: int
+    written: int
+    fault: str = ""
+
+
 def default_folder() -> Path:
     """Where profiles are kept: `$VMI_INSIDE_CACHE`, or else the platform's folder for caches."""
     named = os.environ.get(ENVIRONMENT)
@@ -79,6 +92,26 @@ class Cache:
             entry = self._load(path)
             if entry is not None:
                 yield entry
+
+    def kept(self) -> Iterator[Kept]:
+        """Every file that is there, those that are not used as well."""
+        try:
+            paths = sorted(self.folder.glob(f"*{_SUFFIX}"))
+        except OSError:
+            return
+        for path in paths:
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            entry = self._load(path)
+            meta = entry.meta if entry else {}
+            banner = str(meta.get("banner", ""))
+            words = banner.split()
+            build_id = str(meta.get("build_id", "")) or path.name.removesuffix(_SUFFIX).partition("-")[2]
+            fault = "" if entry else "damaged, of another version, or another user's"
+            release = words[2] if len(words) > 2 else ""
+            yield Kept(path, build_id, release, banner.rstrip("\n"), status.st_size, int(status.st_mtime), fault)
 
     def save(self, banner: bytes, build_id: str, meta: Mapping[str, Any], arrays: Arrays) -> None:
         """Keep a profile. The folder is made, for this user alone, when it is not there."""

@@ -18,6 +18,7 @@ from vmi_inside.profile import btf
 from vmi_inside.profile.btf import Btf
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.profile.profile import LINKED_AT, Profile
+from vmi_inside.types import align_up
 
 FORMAT: Final = "6.2.0"
 _VOID: Final = {"kind": "base", "name": "void"}
@@ -25,12 +26,16 @@ _DEPTH_LIMIT: Final = 64  # pointers to pointers, arrays of arrays
 _KINDS: Final = {btf.STRUCT: "struct", btf.UNION: "union", btf.ENUM: "enum", btf.ENUM64: "enum"}
 _BOOL: Final = 4  # BTF_INT_BOOL, BTF_INT_CHAR (include/uapi/linux/btf.h)
 _CHAR: Final = 2
+_KEEPER: Final = "tk_core"
 
 
 def isf(profile: Profile, version: str) -> dict[str, Any]:
     """The whole table, as `json` takes it. `version` is the producer's. Raises `WrongProfile` when BTF is damaged."""
     types = _Types(profile.types)
     tables = types.tables()
+    keeper = _keeper(profile)
+    if keeper is not None:
+        tables["user"][_KEEPER] = keeper
     return {
         "metadata": {
             "linux": {"symbols": [], "types": []},
@@ -54,6 +59,7 @@ def _symbols(profile: Profile, types: _Types) -> Iterator[tuple[str, dict[str, A
         if before is None or (symbols[before].fixed, symbols[before].type.islower()) > (one.fixed, one.type.islower()):
             chosen[one.name] = row
     variables = types.variables
+    nameless = _keeper(profile) is not None
     for name, row in chosen.items():
         one = symbols[row]
         entry: dict[str, Any] = {"address": one.value if one.fixed else one.value + LINKED_AT}
@@ -62,10 +68,33 @@ def _symbols(profile: Profile, types: _Types) -> Iterator[tuple[str, dict[str, A
         else:
             known = variables.get(name)
             entry["type"] = types.describe(known) if known is not None else types.of(profile.listed_type(name))
+        if name == _KEEPER and nameless:
+            entry["type"] = {"kind": "struct", "name": _KEEPER}
         if name == "linux_banner":
             entry["type"] = {"kind": "array", "count": len(profile.build.banner) + 1, "subtype": types.char}
             entry["constant_data"] = base64.b64encode(profile.build.banner + b"\0").decode()
         yield name, entry
+
+
+def _keeper(profile: Profile) -> dict[str, Any] | None:
+    """The struct of `tk_core`, which has no name before 6.13, so that BTF does not tell it; None where it does.
+
+    A sequence counter and a struct timekeeper, since 3.17 (kernel/time/timekeeping.c).
+    """
+    types = profile.types
+    counter = types.struct("seqcount_raw_spinlock") or types.struct("seqcount")
+    keeper = types.struct("timekeeper")
+    if counter is None or keeper is None or types.struct("tk_data") is not None:
+        return None
+    at = align_up(counter.size, 8)
+    return {
+        "size": at + keeper.size,
+        "fields": {
+            "seq": {"type": {"kind": "struct", "name": counter.name}, "offset": 0},
+            "timekeeper": {"type": {"kind": "struct", "name": keeper.name}, "offset": at},
+        },
+        "kind": "struct",
+    }
 
 
 class _Types:

@@ -212,6 +212,10 @@ class Profile:
             raise NoMember(" or ".join(_globals().get(name, [f"typeof({name})"])))
         return found
 
+    def listed_texts(self, name: str) -> list[str]:
+        """How the table writes the type of a global: the alternatives, in C."""
+        return _globals().get(name, [])
+
     def listed_type(self, name: str) -> CType | None:
         """The type of a global by the table alone; None where it has none, or none that this kernel has."""
         for text in _globals().get(name, ()):

@@ -1,0 +1,1 @@
+"""Bridges: a guest in the hands of tools that people already have."""
