@@ -100,12 +100,12 @@ SECTIONS: Final = {
         "undo": "undo:undo",
     },
     "Other tools": {
+        "profile": "profile:profile",
+        "gdb": "gdb:gdb",
         "vol": "vol:vol",
         "drgn": "drgn:drgn",
     },
     "More": {
-        "profile": "profile:profile",
-        "gdb": "gdb:gdb",
         "completion": "completion:completion",
     },
 }

@@ -53,7 +53,9 @@ def dump(
     target: Target, path: Path, format_: str, compress: bool, live: bool, registers: bool, force: bool,
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Write all of a guest's memory to FILE, for crash, drgn, volatility3 and others.
+    """Write all of a guest's memory to a file.
+
+    It is for crash, drgn, volatility3 and others.
 
     The core has the kernel's VMCOREINFO, which the guest need not have told its hypervisor. Pages of zeros are holes in
     the file. Its checksum goes to stdout. A file that is there is not written over, and of one that could not be

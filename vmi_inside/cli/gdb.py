@@ -45,7 +45,9 @@ def gdb(
     target: Target, arguments: tuple[str, ...], path: Path | None, force: bool, start: bool, run: bool,
     remote: str | None, quiet: bool,
 ) -> None:  # fmt: skip
-    """Give gdb the kernel's and the modules' symbols, and its unwind tables; print how to call it, or run it.
+    """Give gdb the names of the kernel and its modules.
+
+    Their symbols and unwind tables go into a file; how gdb is called with it is printed, or done.
 
     The addresses are those of this boot. Without --start the guest is only read. With it, the guest is stopped, a stub
     is started on a socket of ours, and both are ended with gdb, or with Ctrl-C where gdb is run by hand; the guest then
