@@ -22,7 +22,15 @@ import numpy as np
 from vmi_inside.arch.paging import BY_LEVELS
 from vmi_inside.control.gates.hands import GateControls
 from vmi_inside.control.process_controls import ProcessControls
-from vmi_inside.errors import AttachError, ControlError, GuestGone, UnknownKernel, Unsupported, VmiError
+from vmi_inside.errors import (
+    AttachError,
+    ControlError,
+    GuestGone,
+    UnknownKernel,
+    Unsupported,
+    VmiError,
+    WrongProfile,
+)
 from vmi_inside.kernel import Kernel
 from vmi_inside.memory import PhysicalMemory, Releasing
 from vmi_inside.profile.cache import Cache
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.streams import Stream
     from vmi_inside.linux.system import SystemInfo
     from vmi_inside.linux.yara_matches import YaraMatches
+    from vmi_inside.profile.given import Given
     from vmi_inside.scan.strings import String
     from vmi_inside.scan.yara import Scanner
     from vmi_inside.snapshot import Snapshot
@@ -64,7 +73,14 @@ class Guest(Tables, ProcessControls, GateControls):
     """
 
     def __init__(
-        self, name: str, memory: PhysicalMemory, learned: Learned, *, live: bool, machine: Machine | None = None
+        self,
+        name: str,
+        memory: PhysicalMemory,
+        learned: Learned,
+        *,
+        live: bool,
+        machine: Machine | None = None,
+        given: Given | None = None,
     ) -> None:
         paging = BY_LEVELS[learned.levels]
         #: The domain's name, or the target as it was given.
@@ -77,6 +93,7 @@ class Guest(Tables, ProcessControls, GateControls):
         self.notices: tuple[str, ...] = (*getattr(memory, "notices", ()), *learned.warnings)
         self.machine = machine
         self._live = live
+        self._given = given
         self._verified = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -284,8 +301,8 @@ class Guest(Tables, ProcessControls, GateControls):
         if time.monotonic() - self._verified < (_DOUBT if doubtful else _TRUST):
             return
         try:
-            same = learn(self.memory, cache=Cache()).root == self.kernel.space.root
-        except UnknownKernel:
+            same = learn(self.memory, cache=Cache(), given=self._given).root == self.kernel.space.root
+        except (UnknownKernel, WrongProfile):
             same = False
         if not same:
             raise GuestGone(
@@ -337,6 +354,7 @@ def attach(
     resident_limit: int = 0,
     writable: bool = False,
     pausing: bool = False,
+    profile: str | os.PathLike[str] | None = None,
 ) -> Guest:
     """Attach to a guest, read-only unless `writable`, and learn its kernel.
 
@@ -345,11 +363,19 @@ def attach(
     raw image, read through LibVMI. `raw_split` says of a raw dump without a hole how many of
     its bytes lie below 4 GiB. `resident_limit` bounds, in bytes, how much of mapped guest RAM stays resident in this
     process; without it (0) reading the same guest again is quicker. The guest is neither paused nor changed; `writable`
-    is the consent to do so later, `pausing` the consent to pause it only.
+    is the consent to do so later, `pausing` the consent to pause it only. `profile` is a file for a kernel whose memory
+    does not tell its types or symbols: an ISF file, Rekall's JSON, raw BTF or a vmlinux with BTF, a System.map; several
+    with commas between them.
 
     Raises `AttachError` (`NoSuchDomain`, `NotRunning`, `PermissionDenied`, `BadDump`, `UnknownKernel`, ...),
-    `Unsupported`. What the caller should know beside is in `Guest.notices`, and warned of as `Notice`.
+    `Unsupported`, `WrongProfile` for a profile of another kernel. What the caller should know beside is in
+    `Guest.notices`, and warned of as `Notice`.
     """
+    given = None
+    if profile is not None:
+        from vmi_inside.profile.given import load
+
+        given = load(os.fspath(profile))
     prefix, colon, rest = target.partition(":")
     if colon and prefix in TARGETS:
         if not rest:
@@ -362,7 +388,7 @@ def attach(
         if isinstance(memory, Releasing):
             memory.resident_limit = resident_limit
         try:
-            guest = _learned(name, memory, machine, live=prefix != "file")
+            guest = _learned(name, memory, machine, live=prefix != "file", given=given)
         except BaseException as error:
             memory.close()
             if machine is not None:
@@ -405,16 +431,18 @@ class Access:
 Opened = Iterator[tuple[str, PhysicalMemory, "Machine | None"]]
 
 
-def _learned(name: str, memory: PhysicalMemory, machine: Machine | None, live: bool) -> Guest:
+def _learned(
+    name: str, memory: PhysicalMemory, machine: Machine | None, live: bool, given: Given | None = None
+) -> Guest:
     try:
-        learned = learn(memory, cache=Cache())
+        learned = learn(memory, cache=Cache(), given=given)
     except VmiError as error:
         if str(error).startswith(f"{name}:"):
             raise
         # Errors of single addresses and names say what they say of them: here it is the kernel that cannot be read.
-        kind = type(error) if isinstance(error, (AttachError, Unsupported)) else UnknownKernel
+        kind = type(error) if isinstance(error, (AttachError, Unsupported, WrongProfile)) else UnknownKernel
         raise kind(f"{name}: {error}") from error
-    return Guest(name, memory, learned, live=live, machine=machine)
+    return Guest(name, memory, learned, live=live, machine=machine, given=given)
 
 
 def _domain(target: str, access: Access) -> Opened:

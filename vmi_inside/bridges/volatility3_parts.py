@@ -39,7 +39,7 @@ _READ_LIMIT: Final = 1 << 30
 guests: dict[str, Guest] = {}
 
 
-class GuestMemory(interfaces.layers.DataLayerInterface):
+class GuestMemory(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
     """Guest-physical memory, read through the driver that the guest was attached with."""
 
     provides: ClassVar[dict[str, str]] = {"type": "physical"}

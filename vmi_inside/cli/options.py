@@ -28,6 +28,7 @@ class Target:
     name: str
     connect: str | None = None
     raw_split: int | None = None
+    profile: str | None = None
 
     def attach(self, output: Output, *, writable: bool = False, pausing: bool = False) -> Guest:
         """The guest, attached, read-only unless `writable`. Use as a context manager.
@@ -43,7 +44,12 @@ class Target:
             warnings.simplefilter("ignore", guest.Notice)  # they are in the guest's notices, too
             consent = {name: True for name, given in (("writable", writable), ("pausing", pausing)) if given}
             found = guest.attach(
-                self.name, connect=self.connect, raw_split=self.raw_split, resident_limit=RESIDENT_LIMIT, **consent
+                self.name,
+                connect=self.connect,
+                raw_split=self.raw_split,
+                resident_limit=RESIDENT_LIMIT,
+                profile=self.profile,
+                **consent,
             )
         output.attached(found)
         return found
@@ -75,7 +81,7 @@ def connect_option(command: Command) -> Command:
 
 
 def target_options(command: Command) -> Command:
-    """TARGET, --connect and --raw-split, given to the command as `target`."""
+    """TARGET, --connect, --raw-split and --profile, given to the command as `target`."""
 
     @click.argument("name", metavar="TARGET", shell_complete=complete.targets)
     @connect_option
@@ -83,9 +89,15 @@ def target_options(command: Command) -> Command:
         "--raw-split", type=size, metavar="SIZE",
         help="Raw dumps only: how much RAM lies below 4 GiB; the rest of the file is RAM from 4 GiB up.",
     )  # fmt: skip
+    @click.option(
+        "--profile", "profile_file", metavar="FILE,...",
+        help="For a kernel whose memory does not tell: ISF, Rekall's JSON, a System.map, BTF, or a vmlinux with BTF.",
+    )  # fmt: skip
     @functools.wraps(command)
-    def wrapped(*args: Any, name: str, connect: str | None, raw_split: int | None, **kwargs: Any) -> None:
-        command(*args, target=Target(name, connect, raw_split), **kwargs)
+    def wrapped(
+        *args: Any, name: str, connect: str | None, raw_split: int | None, profile_file: str | None, **kwargs: Any
+    ) -> None:
+        command(*args, target=Target(name, connect, raw_split, profile_file), **kwargs)
 
     return wrapped
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -161,7 +162,25 @@ def show(target: Target, names: tuple[str, ...]) -> None:
                 click.echo(visible(line))
 
 
-_KEPT: Final[Fields] = (Field("release"), Field("build_id", "BUILD ID"), Field("size"), Field("path"))
+@profile.command(
+    epilog="""\b
+Examples:
+  vmi-inside profile check web01 web01.json.xz
+  vmi-inside profile check web01 System.map-6.1,vmlinux""",
+)
+@target_options
+@click.argument("files", metavar="FILE,...")
+def check(target: Target, files: str) -> None:
+    """Whether a profile fits the kernel that the guest runs; if not, which kernel each of them is.
+
+    A profile that fits is one that --profile of every command takes.
+    """
+    with replace(target, profile=files).attach(Output()) as guest:
+        known = guest.kernel.profile
+        say(f"{files} fits {target.name}: {known.release}, build id {known.build_id or 'unknown'}")
+
+
+_KEPT: Final[Fields] = (Field("release"), Field("build_id"), Field("size"), Field("path"))
 
 
 @profile.command("list")

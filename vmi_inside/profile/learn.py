@@ -23,6 +23,7 @@ from vmi_inside.memory import PhysicalMemory
 from vmi_inside.profile import btf, find, kallsyms, vmcoreinfo
 from vmi_inside.profile.cache import Cache
 from vmi_inside.profile.find import SLOT, Banner
+from vmi_inside.profile.given import Given
 from vmi_inside.profile.profile import Build, Profile
 from vmi_inside.profile.symbols import Symbols
 from vmi_inside.space import AddressSpace
@@ -57,14 +58,17 @@ class Learned:
     warnings: tuple[str, ...] = ()
 
 
-def learn(memory: PhysicalMemory, *, cache: Cache | None = None, hint: int | None = None) -> Learned:
-    """Find the Linux kernel that runs in this memory. Raises `UnknownKernel`.
+def learn(
+    memory: PhysicalMemory, *, cache: Cache | None = None, hint: int | None = None, given: Given | None = None
+) -> Learned:
+    """Find the Linux kernel that runs in this memory. Raises `UnknownKernel`, and `WrongProfile`.
 
+    `given` is a profile out of a file: what it says is taken, rather than what the memory says, and nothing is kept.
     `hint` is a physical address in the running kernel's text, where one is known: then nothing else is searched.
     """
     if not memory.runs:
         raise UnknownKernel("the guest has no memory to look at")
-    search = _Search(memory, cache)
+    search = _Search(memory, None if given else cache, given)
     found: list[Learned] = []
     if hint is not None:
         found = search.run(find.near(memory, hint))[:1]
@@ -72,6 +76,8 @@ def learn(memory: PhysicalMemory, *, cache: Cache | None = None, hint: int | Non
         found = search.run(find.everywhere(memory))
     if not found:
         found = search.run(find.all_banners(memory))
+    if not found and search.mismatch:
+        raise WrongProfile(search.mismatch)
     if not found:
         raise UnknownKernel(search.why_not())
     best = max(found, key=lambda one: _wall_clock(memory, one))
@@ -87,9 +93,11 @@ def learn(memory: PhysicalMemory, *, cache: Cache | None = None, hint: int | Non
 class _Search:
     """One call of `learn`: what was tried, and why what was found was not believed."""
 
-    def __init__(self, memory: PhysicalMemory, cache: Cache | None) -> None:
+    def __init__(self, memory: PhysicalMemory, cache: Cache | None, given: Given | None = None) -> None:
         self.memory = memory
         self.cache = cache
+        self.given = given
+        self.mismatch = ""
         self.warnings: list[str] = []
         self.reasons: list[str] = []
         self.decoded: dict[bytes, list[Build]] = {}
@@ -133,11 +141,12 @@ class _Search:
         """The kernel with this banner, decoded from its image and kept."""
         what = f"Linux {banner.release} at {banner.pa:#x}"
         reason = "has no symbol table that we know (kallsyms; the kernel's CONFIG_KALLSYMS_ALL is needed)"
-        for tables in kallsyms.find(self.memory, align_down(banner.pa, SLOT)):
+        for tables in self._tables(banner):
             try:
                 own = _own_banner(self.memory, banner, tables)
                 text = own.pa - _value(tables.symbols, "linux_banner")
-                types = _types(self.memory, tables.symbols, text)
+                self._compare(own, tables.symbols, text)
+                types = (self.given and self.given.types) or _types(self.memory, tables.symbols, text)
                 build_id = _build_id(self.memory, tables.symbols, text)
                 build = Build(own.text, build_id, banner.pa - text, tables.symbols, types)
                 learned = _believe(self.memory, build, text, known=False)
@@ -153,6 +162,36 @@ class _Search:
             return learned
         self.reasons.append(f"{what} {reason}")
         return None
+
+    def _tables(self, banner: Banner) -> Iterator[kallsyms.Kallsyms]:
+        """The kernel's own symbols; behind them, or alone where it has none, those of the profile that was given."""
+        yield from kallsyms.find(self.memory, align_down(banner.pa, SLOT))
+        if self.given and self.given.symbols is not None:
+            if self.given.banner and not self.given.banner.startswith(f"Linux version {banner.release} ".encode()):
+                self.mismatch = self.mismatch or self._differ(banner)
+                return
+            yield kallsyms.Kallsyms(self.given.symbols, None, 0, None)
+
+    def _compare(self, own: Banner, symbols: Symbols, text: int) -> None:
+        """Raise `_Doubt` when the profile that was given is of another kernel than this one."""
+        if self.given is None:
+            return
+        reason = "" if self.given.banner in (b"", own.text) else "the banners differ"
+        if not reason:
+            try:
+                types = _types(self.memory, symbols, text)
+            except (_Doubt, WrongProfile):
+                types = None
+            reason = self.given.differs(symbols, types)
+        if reason:
+            self.mismatch = self._differ(own, reason)
+            raise _Doubt("is another kernel than the profile's")
+
+    def _differ(self, banner: Banner, reason: str = "the banners differ") -> str:
+        assert self.given is not None
+        there, here = (text.decode("utf-8", "backslashreplace").strip() for text in (self.given.banner, banner.text))
+        of = f"it is of {there!r}" if there else "it does not say of which"
+        return f"{self.given.path} is of another kernel: {of}, and the guest runs {here!r} ({reason})"
 
     def why_not(self) -> str:
         """For people: what was looked for, what was there, what to do."""
