@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,11 @@ def test_a_quiet_guest_is_copied_once() -> None:
     stood: list[int] = []
 
     @contextmanager
-    def pause() -> Iterator[None]:
+    def pause() -> Iterator[SimpleNamespace]:
         before = guest.memory.gathers
-        yield
+        held = SimpleNamespace(seconds=0.0)
+        yield held
+        held.seconds = 0.25
         stood.append(guest.memory.gathers - before)
 
     taken = take(guest, pause=pause)
@@ -75,7 +78,8 @@ def test_a_quiet_guest_is_copied_once() -> None:
     assert (taken.whole, taken.notes) == (True, ())
     assert taken.processes().pid.tolist() == [1, *range(100, 130)]
     assert taken.threads(columns=["tid"]).columns == ("tid", "fault")
-    assert taken.paused >= taken.took > 0
+    assert taken.paused == 0.25
+    assert taken.took > 0
     assert {name: set(table.fault) for name, table in taken.tables.items()}["processes"] == {""}
     # What the guest does later is not seen.
     guest.put("task_struct", guest.tasks[100].task, comm=b"other")
@@ -124,17 +128,17 @@ def test_but_not_while_it_stands_still() -> None:
             guest._slabs.clear()
 
     @contextmanager
-    def pause() -> Iterator[None]:
+    def pause() -> Iterator[SimpleNamespace]:
         nonlocal stands
         stands = True
-        yield
+        yield SimpleNamespace(seconds=0.5)
         stands = False
 
     memory = Restless(guest.memory, change)
     guest.kernel.space.memory = memory
     taken = take(guest, memory, tables=("processes",), pause=pause)
     assert (taken.whole, len(taken.processes())) == (True, 9)
-    assert taken.paused > 0
+    assert taken.paused == 3.5  # six in vain, and one for the reading
 
 
 def test_what_may_be_captured_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 USUAL: Final = ("processes", "process_open_sockets", "process_open_files", "kernel_modules")
 #: How often the tables are read before it is said that the guest changes too quickly.
 _TRIES: Final = 6
+
+
+class Held(Protocol):
+    """A pause: for how many seconds the guest stood still, when it is over."""
+
+    seconds: float
 
 
 class Contents(Table):
@@ -109,7 +115,7 @@ def take(
     memory: PhysicalMemory,
     readings: Mapping[str, Reading[Any]],
     *,
-    pause: Callable[[], AbstractContextManager[Any]] | None = None,
+    pause: Callable[[], AbstractContextManager[Held]] | None = None,
     live: bool = True,
 ) -> Snapshot:
     """A snapshot of these tables of a guest, whose memory is `memory`.
@@ -131,20 +137,17 @@ def take(
         if not captured.missed:
             return Snapshot(name, tables, taken=taken, took=took, paused=stood)
         captured.prepare()
-        begin = time.perf_counter()
-        with pause() if pause else nullcontext():
-            taken, copying = time.time(), time.perf_counter()
+        with pause() if pause else nullcontext() as held:
+            taken, begin = time.time(), time.perf_counter()
             captured.capture()
-            took = time.perf_counter() - copying
-        if pause:
-            stood += time.perf_counter() - begin
+            took = time.perf_counter() - begin
+        stood += held.seconds if held else 0.0
         captured.settle()
     if pause:
-        begin = time.perf_counter()
-        with pause():
+        with pause() as held:
             taken = time.time()
             tables = _tables(kernel, readings)
-        return Snapshot(name, tables, taken=taken, paused=stood + time.perf_counter() - begin)
+        return Snapshot(name, tables, taken=taken, paused=stood + held.seconds)
     tables = _tables(still, readings)
     missed = captured.missed
     notes = (f"the guest changes too quickly: {missed} pages were read after the others",) if missed else ()
