@@ -202,9 +202,9 @@ def test_holes_are_where_no_member_is(guest: GatedGuest) -> None:
     assert list(holes(guest.profile.struct("holed"), 8)) == [8, 32]
     at = guest.profile.symbol("init_user_ns")
     words = list(spare_words(guest.kernel))
-    assert words == [at + offset for offset in range(8, 120, 8)]
-    guest.word(at + 16, 1)  # somebody uses it after all
-    assert list(spare_words(guest.kernel)) == [one for one in words if one != at + 16]
+    assert words == [(at + offset, 0) for offset in range(8, 120, 8)]
+    guest.word(at + 16, 7)  # what is left of another gate comes last
+    assert list(spare_words(guest.kernel)) == [*(one for one in words if one[0] != at + 16), (at + 16, 7)]
     guest.map_image(LARGE | PRESENT)  # not to be written
     assert list(spare_words(guest.kernel)) == []
 
@@ -242,18 +242,19 @@ def test_no_gates(guest: GatedGuest) -> None:
 
 def test_gates_are_told_from_memory(guest: GatedGuest) -> None:
     site = Site(guest.kernel)
-    count = next(spare_words(guest.kernel))
+    count, _ = next(spare_words(guest.kernel))
     group = guest.new("cgroup", level=1, kn=guest.cgroup(guest.root_cgroup, "box"), self__serial_nr=5, self__flags=2)
     networks = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
     code = site.code(0x54)
     hook = Hook(guest.profile.symbol("security_socket_sendmsg"), b"\x0f\x1f\x44\0\0")
     state = State(len(code.raw), site.fresh().code_id, site.fresh().mark, (hook,), {
-        0: rule(counter=count, networks=networks), 1: rule(first=778), 3: rule(scope=Scope.USER, number=1000, pid=0),
+        0: rule(counter=count, base=2, networks=networks), 1: rule(first=778),
+        3: rule(scope=Scope.USER, number=1000, pid=0),
         4: rule(scope=Scope.CGROUP, number=1, first=group, second=5, pid=0),
         5: rule(operations=4, scope=Scope.MARKED, number=1, errno=1),
     })  # fmt: skip
     guest.place(state)
-    guest.word(count, 41)
+    guest.word(count, 43)
     guest.write(hook.at, layout.hook(hook.at, BASE + layout.CODE_AT))
     table = gates(guest.kernel)
     assert table.notes == ()

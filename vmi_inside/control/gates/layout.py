@@ -25,7 +25,7 @@ from vmi_inside.types import PAGE_SIZE
 COUNT_AT: Final = 12
 
 RULES_AT: Final = PAGE_SIZE
-_RULE: Final = struct.Struct("<IIQQIiQIIQQIIQ16s32s")
+_RULE: Final = struct.Struct("<IIQQIiQIIQQIIQ16s24sQ")
 RULE_SIZE: Final = _RULE.size
 RULE_LIMIT: Final = PAGE_SIZE // RULE_SIZE
 #: Where the members of a rule are that the code reads.
@@ -55,8 +55,9 @@ class Rule:
     """One rule: `operations` in bits; `families` in bits, too, of socket families that are refused.
 
     `networks` are what it lets through; with any, sockets may be made, bound and listened on, and only peers count.
-    `counter` is the address of the 64-bit count of refusals, 0 for none. `pid`, `name`, `time` and `entry` are for
-    people: the process it was asked for, its name then, when (seconds since the epoch), and the journal's id.
+    `counter` is the address of the 64-bit count of refusals, 0 for none, and `base` where it began to count. `pid`,
+    `name`, `time` and `entry` are for people: the process it was asked for, its name then, when (seconds since the
+    epoch), and the journal's id.
     """
 
     operations: int
@@ -72,6 +73,7 @@ class Rule:
     time: int = 0
     name: str = ""
     entry: str = ""
+    base: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def encode(base: int, state: State) -> dict[int, bytes]:
             _RULE.pack(
                 rule.operations, rule.scope, rule.families, allow, len(rule.networks), -rule.errno, rule.counter,
                 rule.number, 0, rule.first, rule.second, rule.pid, 0, rule.time,
-                rule.name.encode()[:16], rule.entry.encode()[:32],
+                rule.name.encode()[:16], rule.entry.encode()[:24], rule.base,
             )
         )  # fmt: skip
     if rules:
@@ -144,7 +146,7 @@ def decode(base: int, raw: bytes) -> State:
     rules = {}
     for slot in range(top):
         (operations, scope, families, allow, allowed, errno, counter, number, _, first, second, pid, _, time, name,
-         entry) = _RULE.unpack_from(raw, RULES_AT + slot * RULE_SIZE)  # fmt: skip
+         entry, begun) = _RULE.unpack_from(raw, RULES_AT + slot * RULE_SIZE)  # fmt: skip
         if not operations:
             continue
         at = allow - base
@@ -153,7 +155,7 @@ def decode(base: int, raw: bytes) -> State:
         rules[slot] = Rule(
             operations, Scope(scope), families, -errno, number, first, second, counter,
             tuple(_as_network(raw, at + each * NETWORK_SIZE) for each in range(allowed)),
-            pid, time, _text(name), _text(entry),
+            pid, time, _text(name), _text(entry), begun,
         )  # fmt: skip
     return State(code_size, code_id, mark, hooks, rules)
 

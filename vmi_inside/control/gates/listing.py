@@ -19,7 +19,7 @@ from vmi_inside.errors import Conflict, MemoryFault, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.tasks import PIDTYPE_TGID, pids
 from vmi_inside.table import Faults, Table, Text, text
-from vmi_inside.types import I64, U64, Mask
+from vmi_inside.types import I64, MASK64, U64, Mask
 
 _SCOPES: Final = {Scope.PROCESS: "process", Scope.MARKED: "children", Scope.CGROUP: "cgroup", Scope.USER: "uid"}
 
@@ -107,7 +107,7 @@ def _count(kernel: Kernel, rule: Rule) -> int | None:
     if not rule.counter:
         return -1
     try:
-        return min(kernel.space.read_u64(rule.counter), (1 << 63) - 1)
+        return min((kernel.space.read_u64(rule.counter) - rule.base) & MASK64, (1 << 63) - 1)
     except MemoryFault:
         return None
 

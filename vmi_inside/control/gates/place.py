@@ -103,14 +103,22 @@ def holes(ctype: CType, size: int) -> Iterator[int]:
         covered = max(covered, member.offset + member.size)
 
 
-def spare_words(kernel: Kernel) -> Iterator[int]:
-    """Addresses of unused 64-bit words that the guest can write: holes in globals, all 0 and mapped so."""
+def spare_words(kernel: Kernel) -> Iterator[tuple[int, int]]:
+    """Unused 64-bit words that the guest can write, holes in globals: the address and the value of each.
+
+    First those that are 0. Others can only be what an undone gate had counted: the kernel's types know no other use.
+    """
+    used: list[tuple[int, int]] = []
     for name in _HOLED:
         try:
             base, ctype = kernel.symbol(name), kernel.profile.global_type(name)
-            found = [base + at for at in holes(ctype, 8)]
-            for va in found:
-                if access(kernel.space, va).writable and not any(kernel.space.read(va, 8)):
-                    yield va
+            for va in (base + at for at in holes(ctype, 8)):
+                if access(kernel.space, va).writable:
+                    value = kernel.space.read_u64(va)
+                    if value:
+                        used.append((va, value))
+                    else:
+                        yield va, 0
         except (ProfileError, MemoryFault):
             continue  # this kernel has no such global, or none that can be read
+    yield from used

@@ -126,10 +126,11 @@ class Placing:
                 found, words = marks.mark(self.kernel, state, found)
                 more += words
             slot = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
+            counter, begun = self.site.spare_counter(state)
             rule = Rule(
                 bit, found.scope, operations.families(known(asked.operation), unix=asked.unix), ERRNOS[asked.errno],
-                found.number, found.first, found.second, self.site.spare_counter(state), asked.networks,
-                found.pid, int(time.time()), found.name, number,
+                found.number, found.first, found.second, counter, asked.networks, found.pid,
+                int(time.time()), found.name, number, begun,
             )  # fmt: skip
             after = replace(state, rules=dict(sorted({**state.rules, slot: rule}.items())))
             try:
@@ -216,14 +217,13 @@ class Placing:
         raise refused or ControlError(f"{reason}: not done")
 
     def _uncount(self, gone: Iterable[Rule]) -> list[Change]:
-        """Counts back to what they were: nothing."""
-        changes = []
-        for rule in gone:
-            count = self.kernel.space.read(rule.counter, 8) if rule.counter else b""
-            if any(count):
-                what = "a word that nothing uses: refusals"
-                changes.append(Change(rule.counter, count, bytes(8), what, moving=True))
-        return changes
+        """Counts back to where they began, however far they are by then."""
+        return [
+            Change(
+                rule.counter, self.kernel.space.read(rule.counter, 8), rule.base.to_bytes(8, "little"),
+                "a word that nothing uses: refusals", moving=True,
+            ) for rule in gone if rule.counter
+        ]  # fmt: skip
 
     def _follow(self, missing: Callable[[], list[Change]], reason: str) -> None:
         """Tasks that were being made while others were marked, and were on no list then: until none is left."""

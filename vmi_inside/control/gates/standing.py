@@ -92,10 +92,10 @@ class Site:
         """Where a rule lies in the guest."""
         return self.base + layout.RULES_AT + slot * layout.RULE_SIZE
 
-    def spare_counter(self, state: State) -> int:
-        """The address of a word to count in; 0 where the kernel has none left."""
+    def spare_counter(self, state: State) -> tuple[int, int]:
+        """The address of a word to count in, and what it holds; 0 where the kernel has none left."""
         used = {rule.counter for rule in state.rules.values()}
-        return next((va for va in spare_words(self.kernel) if va not in used), 0)
+        return next(((va, value) for va, value in spare_words(self.kernel) if va not in used), (0, 0))
 
     def plan(self, before: State | None, raw: bytes, after: State) -> Plan:
         """From what stands to other rules; without rules to nothing at all. `raw` are the area's bytes.
