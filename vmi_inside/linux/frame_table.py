@@ -28,7 +28,11 @@ _ROW: Final = 18
 _MOST: Final = (1 << 14) - 1
 #: Bytes of `struct pt_regs` before rbp, rip, rsp.
 _REGS_BP, _REGS_IP, _REGS_SP = 32, 128, 152
-_CIE: Final = struct.pack("<II", 20, 0xFFFFFFFF) + bytes((4, 0, 8, 0, 1, 0x78, _RIP)) + bytes(9)
+#: What all have in common: version 4, addresses of 8 bytes, code counted in ones and data in eights downwards; a frame
+#: that was just called.
+_CIE: Final = struct.pack("<II", 20, 0xFFFFFFFF) + bytes(
+    (4, 0, 8, 0, 1, 0x78, _RIP, _DEF_CFA, _RSP, 8, 0x80 | _RIP, 1, 0, 0, 0, 0)
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ _OBJECT, _FUNCTION = 1, 2
 _GLOBAL: Final = 1 << 4
 _PROGBITS, _SYMTAB, _STRTAB, _NOBITS = 1, 2, 3, 8
 _WRITE, _ALLOC, _EXEC = 1, 2, 4
+_KERNEL: Final = 1 << 63  # addresses of the kernel's half
 _SECTION_LIMIT: Final = 0xFEFF  # SHN_LORESERVE
 #: Where the kernel's own image is cut: first and last symbol, and whether it is code.
 _IMAGE: Final = ((".text", "_stext", "_etext", True), (".init.text", "_sinittext", "_einittext", True))
@@ -106,6 +107,8 @@ def _of_modules(modules: Loaded) -> list[_Range]:
     for owner, base, size, code in zip(
         modules.owner.tolist(), modules.base.tolist(), modules.size.tolist(), modules.text.tolist(), strict=True
     ):
+        if base < _KERNEL:
+            continue
         name = f"{modules.name[owner]}{'.text' if code else '.data'}"
         found.append(_Range(name.encode("ascii", "replace").decode(), base, base + size, code))
     return found
@@ -115,19 +118,17 @@ def _disjoint(ranges: list[_Range]) -> list[_Range]:
     """Ascending, without overlaps: code before data, where both claim an address."""
     found: list[_Range] = []
     for one in sorted(ranges, key=lambda one: (not one.code, one.start)):
-        if one.end >= 1 << 64 or any(one.start < other.end and other.start < one.end for other in found):
-            one = next(iter(_rest(one, found)), one)  # noqa: PLW2901
-            if one.end >= 1 << 64 or any(one.start < other.end and other.start < one.end for other in found):
-                continue
-        found.append(one)
+        left = _rest(one, found)
+        if left is not None and left.end < 1 << 64:
+            found.append(left)
     return sorted(found, key=lambda one: one.start)
 
 
-def _rest(one: _Range, others: list[_Range]) -> list[_Range]:
-    """What of a range others leave over, behind them: a module's layout begins with its code."""
+def _rest(one: _Range, others: list[_Range]) -> _Range | None:
+    """What others leave over of a range, behind the one in which it begins: a module's layout begins with its code."""
     start = max((other.end for other in others if other.start <= one.start < other.end), default=one.start)
     end = min((other.start for other in others if start <= other.start < one.end), default=one.end)
-    return [_Range(one.name, start, end, one.code)] if start < end else []
+    return _Range(one.name, start, end, one.code) if start < end else None
 
 
 def _kernel_symbols(kernel: Kernel) -> tuple[U8, NDArray[np.void]]:
