@@ -44,7 +44,9 @@ def robbed(lab_boot: Callable[..., LabGuest], tmp_path_factory: pytest.TempPathF
         profile = guest.kernel.profile
         wipe(guest, image, "__start_BTF", "__stop_BTF")
         (folder / "typeless.raw").write_bytes(image)
-        wipe(guest, image, "kallsyms_token_table", "kallsyms_token_index")
+        tokens = b"".join(b"%d\0" % digit for digit in range(10))  # as every table of kallsyms' tokens has them
+        assert tokens in image
+        image = image.replace(tokens, bytes(len(tokens)))
         (folder / "nameless.raw").write_bytes(image)
         table = isf(profile, __version__)
         files = {name: folder / name for name in ("isf.json", "isf.json.xz", "rekall.json", "System.map", "raw.btf")}
@@ -63,7 +65,7 @@ def nothing_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_profile_it_says_what_is_missing(robbed: Robbed) -> None:
-    with pytest.raises(UnknownKernel, match="BTF.*profile of this kernel is needed"):
+    with pytest.raises(UnknownKernel, match=r"type information \(BTF\) that is damaged"):
         vmi_inside.attach(f"file:{robbed[0]}")
 
 
@@ -95,7 +97,7 @@ def test_another_kernels_is_refused_and_both_are_named(robbed: Robbed, tmp_path:
     table["symbols"]["linux_banner"]["constant_data"] = "TGludXggdmVyc2lvbiA1LjQuMC05OSAoeEB5KSAjMQoA"  # 5.4.0-99
     other.write_text(json.dumps(table))
     for image in (robbed[0], nameless):
-        with pytest.raises(WrongProfile, match="5.4.0-99") as refused:
+        with pytest.raises(WrongProfile, match=r"5\.4\.0-99") as refused:
             vmi_inside.attach(f"file:{image}", profile=other)
         assert guest.kernel.profile.release in str(refused.value)
     moved = tmp_path / "System.map"

@@ -166,13 +166,14 @@ class _InMemory(intermed.IntermediateSymbolTable):  # type: ignore[misc]
         config_path: str,
         name: str,
         table: dict[str, Any],
+        mask: int,
     ) -> None:
+        context.config[path_join(config_path, "isf_url")] = SCHEME
+        context.config[path_join(config_path, "symbol_mask")] = mask
         self._versions = {form.version: form for form in class_subclasses(intermed.ISFormatTable)}
         form = self._closest_version(FORMAT, self._versions)
         self._delegate = form(context, config_path, name, table, None, None)
         interfaces.symbols.SymbolTableInterface.__init__(self, context, config_path, name, self._delegate.natives)
-        self.config["isf_url"] = SCHEME
-        self.config["symbol_mask"] = 0
 
 
 class GuestSymbols(linux.LinuxKernelIntermedSymbols, _InMemory):  # type: ignore[misc]
@@ -227,9 +228,11 @@ def _enter(context: interfaces.context.ContextInterface, guest: Guest) -> None:
     context.config[path_join(where, "kernel_virtual_offset")] = profile.slide
     context.config[path_join(where, "kernel_banner")] = profile.build.banner.decode("latin-1")
     kind = {4: GuestSpace, 5: GuestSpace5}[space.paging.levels]
-    context.add_layer(kind(context, where, _SPACE, {"os": "Linux"}))
-    where = path_join(_HOME, _SYMBOLS)
-    context.symbol_space.append(GuestSymbols(context, where, _SYMBOLS, _table(profile)))
+    layer = kind(context, where, _SPACE, {"os": "Linux"})
+    context.add_layer(layer)
+    # Addresses without their sign extension, as everywhere in volatility3.
+    table = GuestSymbols(context, path_join(_HOME, _SYMBOLS), _SYMBOLS, _table(profile), layer.address_mask)
+    context.symbol_space.append(table)
 
 
 @functools.lru_cache(maxsize=1)

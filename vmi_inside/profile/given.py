@@ -47,25 +47,26 @@ class Given:
 
     def differs(self, symbols: Symbols, types: Btf | None) -> str:
         """In what this is not of the kernel with these symbols and types, in words; empty when it may be."""
-        for name in _SIGNS if self.symbols is not None else ():
-            theirs, ours = self.symbols.find(name), symbols.find(name)
-            if theirs is None or ours is None:
+        if self.symbols is not None:
+            for name in _SIGNS:
+                theirs, ours = self.symbols.find(name), symbols.find(name)
+                if theirs is None or ours is None:
+                    continue
+                there, here = int(self.symbols.values[theirs]), int(symbols.values[ours])
+                if there != here:
+                    return f"its symbol {name} is at _text{there:+#x}, the guest's at _text{here:+#x}"
+        if self.types is None or types is None:
+            return ""
+        for name in _STRUCTS:
+            told, own = self.types.struct(name), types.struct(name)
+            if told is None or own is None:
                 continue
-            there, here = int(self.symbols.values[theirs]), int(symbols.values[ours])
-            if there != here:
-                return f"its symbol {name} is at _text{there:+#x}, the guest's at _text{here:+#x}"
-        for name in _STRUCTS if self.types is not None and types is not None else ():
-            there_is, here_is = self.types.struct(name), types.struct(name)
-            if there_is is None or here_is is None:
-                continue
-            if there_is.size != here_is.size:
-                return f"its struct {name} has {there_is.size} bytes, the guest's {here_is.size}"
-            for member in here_is.members:
-                if there_is.has(member) and there_is.member(member).offset != here_is.member(member).offset:
-                    return (
-                        f"its {name}.{member} is at {there_is.member(member).offset}, "
-                        f"the guest's at {here_is.member(member).offset}"
-                    )
+            if told.size != own.size:
+                return f"its struct {name} has {told.size} bytes, the guest's {own.size}"
+            for member in own.members:
+                if told.has(member) and told.member(member).offset != own.member(member).offset:
+                    there, here = told.member(member).offset, own.member(member).offset
+                    return f"its {name}.{member} is at {there}, the guest's at {here}"
         return ""
 
     def joined(self, other: Given) -> Given:
