@@ -419,7 +419,7 @@ def test_how_to_attach_is_passed_on(run: Callable[..., Result], monkeypatch: pyt
     monkeypatch.setattr(vmi_inside.guest, "attach", attach)
     run("ps", "file:/x", "--raw-split", "3G", "-c", "qemu:///session")
     run("ps", "web01")
-    bounded = {"resident_limit": options.RESIDENT_LIMIT}
+    bounded = {"resident_limit": options.RESIDENT_LIMIT, "profile": None}
     assert seen == [
         (("file:/x",), {"connect": "qemu:///session", "raw_split": 3 << 30, **bounded}),
         (("web01",), {"connect": None, "raw_split": None, **bounded}),

@@ -24,7 +24,9 @@ Examples:
 @click.argument("script", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("arguments", nargs=-1, metavar="[ARGUMENT]...", type=click.UNPROCESSED)
 def drgn(target: Target, text: str | None, script: Path | None, arguments: tuple[str, ...]) -> None:
-    """The guest as drgn's `prog`: run a script or code, or open drgn's shell.
+    """Run a script of drgn's on the guest, or its shell.
+
+    The guest is `prog`.
 
     Memory, symbols and types are the guest's own; no debug package is needed. Needs drgn: pip install
     'vmi-inside[drgn]'.

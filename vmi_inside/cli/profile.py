@@ -92,7 +92,7 @@ Examples:
   vmi-inside profile list"""
 )
 def profile() -> None:
-    """What was learned of a guest's kernel, for people and for other tools."""
+    """What was learned of a guest's kernel, for other tools."""
 
 
 @profile.command(
