@@ -428,6 +428,21 @@ def test_gates_outlive_their_controller(here: Arena) -> None:
     assert done == [f"deny network to pid {pid}", f"allow network to pid {pid}"]
 
 
+def test_the_checks_see_gates_and_say_what_they_look_like(here: Arena) -> None:
+    pid = here.start("seen")
+    assert len(here.guest.check(["functions"], severity="medium")) == 0
+    here.guest.deny("network", pid=pid)
+    try:
+        found = here.guest.check(["functions"], severity="medium")
+        assert {row.severity for row in found} == {"critical"}
+        subjects = {row.subject.partition("+")[0] for row in found}  # the jump may stand behind an endbr64
+        assert subjects >= {"security_socket_sendmsg", "security_socket_connect"}
+        assert all("`vmi-inside journal`" in row.detail for row in found)
+    finally:
+        here.guest.allow("network", pid=pid)
+    assert len(here.guest.check(["functions"], severity="medium")) == 0
+
+
 def test_a_gate_can_be_undone_from_the_journal(one_kernel: Arena) -> None:
     here, guest = one_kernel, one_kernel.guest
     pid = here.start("one")

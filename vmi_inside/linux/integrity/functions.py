@@ -13,6 +13,7 @@ import numpy as np
 
 from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.gated import Gated, gated
 from vmi_inside.linux.integrity.findings import Finding
 from vmi_inside.linux.integrity.jumps import LENGTH, jumps
 from vmi_inside.linux.integrity.probes import kprobes, traced_places
@@ -49,6 +50,7 @@ def function_entries(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
     stop = kind == "breakpoint"
     suspect = np.where(stop, ~np.isin(functions[found.row], probed), (owners != "kernel") | _between(reading, target))
     rows = np.flatnonzero(suspect)
+    gates = gated(kernel)
     names = reading.code.symbols(functions[found.row[rows]]).tolist()
     for row, name, symbol in zip(rows.tolist(), names, reading.code.symbols(target[rows]).tolist(), strict=True):
         owner, address = owners[row], int(functions[found.row[row]])
@@ -61,9 +63,15 @@ def function_entries(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
             where = "between its functions" if owner == "kernel" else f"in {owner or 'nobody'}'s code"
             yield Finding(
                 "high" if owner not in ("", "kernel") else "critical", name, "code of its own",
-                f"{kind[row]} to {int(target[row]):#x}, {where}", address, symbol,
+                f"{kind[row]} to {int(target[row]):#x}, {where}", address, symbol, _gate(gates, int(target[row])),
             )  # fmt: skip
-    yield from _traced(kernel, reading)
+    yield from _traced(kernel, reading, gates)
+
+
+def _gate(gates: Gated | None, target: int) -> str:
+    """What is to be said when a jump leads to where gates are. It stays as grave: a guest can make them up."""
+    here = gates is not None and gates.start <= target <= gates.end
+    return "as a gate of vmi-inside has it: `vmi-inside journal` knows whether it is one" if here else ""
 
 
 def _probed(kernel: Kernel) -> U64:
@@ -90,7 +98,7 @@ def _between(reading: Reading, target: U64) -> Mask:
     return between
 
 
-def _traced(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
+def _traced(kernel: Kernel, reading: Reading, gates: Gated | None) -> Iterator[Finding]:
     """The places of ftrace's that hold neither nothing nor a call of a tracer."""
     try:
         places, faults = traced_places(kernel)
@@ -116,7 +124,7 @@ def _traced(kernel: Kernel, reading: Reading) -> Iterator[Finding]:
         yield Finding(
             "critical", reading.code.symbols(places[row : row + 1])[0], "nothing, or a call of ftrace's or eBPF's",
             f"{code[row].tobytes().hex(' ')}" + (f", to {int(target[at]):#x}" if jumps_away else ""),
-            int(places[row]), symbols[at] if jumps_away else "",
+            int(places[row]), symbols[at] if jumps_away else "", _gate(gates, int(target[at])) if jumps_away else "",
         )  # fmt: skip
 
 
