@@ -81,6 +81,13 @@ def test_modules_and_json(lab_guest: LabGuest) -> None:
     assert ours == {line.split()[0] for line in lab_guest.ask("cat /proc/modules").splitlines()}
 
 
+def test_addresses_are_told_by_their_symbols(lab_guest: LabGuest) -> None:
+    found = rows(vol(lab_guest, "-r", "csv", "linux.malware.check_syscall"))
+    names = {row["Handler Symbol"] for row in found}
+    assert {"__x64_sys_read", "__x64_sys_write"} <= names
+    assert not rows(vol(lab_guest, "-r", "csv", "linux.malware.check_afinfo"))  # it lists what it has no symbol for
+
+
 def test_its_own_vol_opens_guests(lab_boot: Boot, tmp_path: Path) -> None:
     from vmi_inside.bridges.volatility3 import PLUGINS
 

@@ -66,7 +66,7 @@ def _symbols(profile: Profile, types: _Types) -> Iterator[tuple[str, dict[str, A
         if one.type in "tTwW":
             entry["type"] = {"kind": "function"}
         else:
-            known = variables.get(name)
+            known = variables.get(name) or types.alias(profile.listed_texts(name))
             entry["type"] = types.describe(known) if known is not None else types.of(profile.listed_type(name))
         if name == _KEEPER and nameless:
             entry["type"] = {"kind": "struct", "name": _KEEPER}
@@ -141,6 +141,10 @@ class _Types:
             known = self._described[one] = self._describe(one, depth)
         return known
 
+    def alias(self, texts: list[str]) -> int | None:
+        """The id of the first of these that is a typedef's name: what it stands for may have no name of its own."""
+        return next((one for text in texts for one in self._types.ids(text, btf.TYPEDEF)), None)
+
     def of(self, ctype: CType | None) -> dict[str, Any]:
         """A reference to a type that is known otherwise."""
         if ctype is None or ctype.kind in ("void", "unknown"):
@@ -150,6 +154,8 @@ class _Types:
         if ctype.kind == "array":
             return {"kind": "array", "count": ctype.count, "subtype": self.of(ctype.target)}
         if ctype.kind in ("struct", "union", "enum"):
+            if not ctype.name:
+                return _VOID
             return {"kind": ctype.kind, "name": ctype.name}
         return {"kind": "base", "name": ctype.name}
 
