@@ -16,6 +16,7 @@ from vmi_inside.control.signals import Target, same
 from vmi_inside.control.transaction import Change
 from vmi_inside.errors import ControlError, Unsafe
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.credentials import CAPABILITIES
 from vmi_inside.linux.tasks import PIDTYPE_PID, pids
 
 _UIDS: Final = ("uid", "suid", "euid", "fsuid")
@@ -25,16 +26,6 @@ _HELD: Final = ("cap_permitted", "cap_effective", "cap_ambient")
 _SETS: Final = (*_HELD, "cap_inheritable", "cap_bset")
 #: Of a change of users nothing is left that could make a process mighty; -1 stands for "as it is" (setresuid(2)).
 _ID_LIMIT: Final = 0xFFFF_FFFF
-
-#: Capabilities by number (include/uapi/linux/capability.h; 5.9).
-CAPABILITIES: Final = (
-    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
-    "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner",
-    "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice",
-    "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap",
-    "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf",
-    "checkpoint_restore",
-)  # fmt: skip
 
 
 def set_ids(change: Change, of: Target, uid: int | None, gid: int | None) -> None:

@@ -17,7 +17,6 @@ from vmi_inside.errors import MemoryFault
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import vmas
 from vmi_inside.linux.opened import Opened, opened
-from vmi_inside.linux.tasks import PIDTYPE_TGID
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
@@ -215,10 +214,7 @@ def process_memory_map(
     MemoryMap.check(wanted)
     with kernel.operation():
         every = all_pids(kernel)
-        number, _, tasks = every.tasks(kernel, PIDTYPE_TGID)
-        if pids is not None:
-            chosen = np.isin(number, list(pids))
-            number, tasks = number[chosen], tasks.select(chosen)
+        number, tasks = every.processes(kernel, pids)
         tasks.fetch("mm", "flags", "comm")
         rows = _Map(kernel, number, tasks)
         data = {name: _COLUMNS[name](rows) for name in wanted if name in _COLUMNS}

@@ -17,7 +17,6 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux.descriptors import DESCRIPTOR_LIMIT, descriptors
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.opened import Opened, opened
-from vmi_inside.linux.tasks import PIDTYPE_TGID
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.linux.vmas import user_memory
 from vmi_inside.structs import Structs
@@ -164,10 +163,7 @@ def process_open_files(
     OpenFiles.check(wanted)
     with kernel.operation():
         every = all_pids(kernel)
-        number, _, tasks = every.tasks(kernel, PIDTYPE_TGID)
-        if pids is not None:
-            chosen = np.isin(number, list(pids))
-            number, tasks = number[chosen], tasks.select(chosen)
+        number, tasks = every.processes(kernel, pids)
         tasks.fetch("files", "fs", "mm", "comm", "flags")
         rows = _Files(kernel, number, tasks)
         rows.files.fetch("f_path.dentry", "f_path.mnt", "f_inode", "f_flags", "f_pos", "f_mode")

@@ -16,7 +16,6 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux import mm
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.resident import Shares, shares
-from vmi_inside.linux.tasks import PIDTYPE_TGID
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.linux.vmas import user_memory
 from vmi_inside.structs import Structs
@@ -168,10 +167,7 @@ def process_memory(
     ProcessMemory.check(wanted)
     with kernel.operation():
         every = all_pids(kernel)
-        number, _, tasks = every.tasks(kernel, PIDTYPE_TGID)
-        if pids is not None:
-            chosen = np.isin(number, list(pids))
-            number, tasks = number[chosen], tasks.select(chosen)
+        number, tasks = every.processes(kernel, pids)
         tasks.fetch("mm", "flags", "comm")
         mms = user_memory(kernel, tasks)
         there = (mms.address != 0) | tasks.fault

@@ -44,6 +44,14 @@ class Pids:
         address = np.where(link[which] == 0, np.uint64(0), link[which] - offset)
         return self.number[which], self.pid.select(which), kernel.structs(task, address)
 
+    def processes(self, kernel: Kernel, pids: frozenset[int] | None = None) -> tuple[I64, Structs]:
+        """Numbers and tasks of all processes, or of those in `pids`."""
+        number, _, tasks = self.tasks(kernel, PIDTYPE_TGID)
+        if pids is None:
+            return number, tasks
+        chosen = np.isin(number, list(pids))
+        return number[chosen], tasks.select(chosen)
+
 
 def pids(kernel: Kernel) -> Pids:
     """Read the PID IDR: as many rounds as the tree is deep, and one for the pids."""
