@@ -27,6 +27,7 @@ needed() {
     program pkg-config || echo pkg-config
     exists /usr/share/doc/busybox-static || echo busybox-static
     program gcc || echo gcc
+    program gdb || echo gdb
     exists /usr/include/stdio.h || echo libc6-dev
     exists /usr/include/linux/if_tun.h || echo linux-libc-dev
     exists /usr/share/keyrings/debian-archive-keyring.gpg || echo debian-archive-keyring
