@@ -16,6 +16,7 @@ import pytest
 
 from tests.lab import missing_prerequisites
 from tests.lab.guest import LabGuest, Shape
+from tests.lab.kernels import SUITES
 
 if TYPE_CHECKING:
     from tests.lab.libvirt import Daemon
@@ -24,11 +25,14 @@ Boot = Callable[..., LabGuest]
 """Gives a guest of the shape that the keyword arguments tell; see `tests.lab.guest.Shape`."""
 
 _FIXTURES: Final = {"lab", "lab_guest", "lab_boot", "lab_fresh", "lab_qemu"}
+#: What tests that run on one kernel after the other do without `--all-kernels`: an old one and the newest.
+_USUAL_KERNELS: Final = {"6.1-cloud", "new-cloud"}
 _MOST_VARIANTS: Final = 5  # guests kept running beside the shared one: an idle one costs some hundredths of a processor
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="leave out the tests that need a guest in QEMU")
+    parser.addoption("--all-kernels", action="store_true", help="on all of the lab's kernels, not on the usual two")
     parser.addoption(
         "--lab-keep", action="store_true", help="use the guests of `python -m tests.lab`, and leave them running"
     )
@@ -43,11 +47,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("lab")
-    left_out = [item for item in items if config.getoption("--no-lab") and item.get_closest_marker("lab")]
+    left_out = [
+        item
+        for item in items
+        if (config.getoption("--no-lab") and item.get_closest_marker("lab"))
+        or (_of_another_kernel(item) and not config.getoption("--all-kernels"))
+    ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
     # the fast tests first: what they find need not wait for a guest to boot
     items[:] = sorted((item for item in items if item not in left_out), key=lambda i: bool(i.get_closest_marker("lab")))
+
+
+def _of_another_kernel(item: pytest.Item) -> bool:
+    """Whether a test that runs on one kernel after the other is about to run on one that is not among the usual."""
+    params = getattr(item, "callspec", None)
+    values = params.params.values() if params else ()
+    return any(isinstance(value, str) and value in SUITES and value not in _USUAL_KERNELS for value in values)
 
 
 @pytest.fixture(scope="session")
