@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.lab.guest import LabGuest
+from vmi_inside.cli import exits
 
 COMMAND = [sys.executable, "-W", "error", "-m", "vmi_inside.cli"]
 FOLDER = "/tmp/contents cli"
@@ -72,7 +73,7 @@ def test_read(run: Run, lab_guest: LabGuest, tmp_path: Path, holder: int) -> Non
     assert again.returncode == 2
     assert b"--force" in again.stderr
     part = run("read", int(start, 16) - 4096, "8K", "--pid", holder, "--format", "raw")
-    assert part.returncode == 11
+    assert part.returncode == exits.PARTIAL
     assert part.stdout == bytes(4096) + path.read_bytes()[:4096]
     assert b"not mapped" in part.stderr
     assert run("read", "0", 10, "--pid", holder).returncode == 8
@@ -139,7 +140,7 @@ def test_yara(run: Run, holder: int, tmp_path: Path) -> None:
     assert (bad.returncode, bad.stdout, bad.stderr.count(b"\n")) == (1, b"", 1)
     assert b"nothing.yar:1:23: unknown identifier" in bad.stderr
     late = run("yara", rules, "--all", "--timeout", "0.001")
-    assert late.returncode == 11
+    assert late.returncode == exits.PARTIAL
 
 
 def test_files_cat_and_extract(run: Run, lab_guest: LabGuest, tmp_path: Path, holder: int) -> None:

@@ -113,7 +113,7 @@ def _start() -> Daemon:
     from tests.lab.libvirt import Daemon
 
     _check()
-    daemon = Daemon.start()
+    daemon = Daemon.start().keep()
     _SESSION.parent.mkdir(parents=True, exist_ok=True)
     _SESSION.write_text(json.dumps({"root": str(daemon.root), "pid": daemon.pid}))
     return daemon

@@ -90,6 +90,12 @@ class Daemon:
         daemon.stop()
         raise LabError(f"libvirtd did not come up; it said:\n{said}")
 
+    def keep(self) -> Daemon:
+        """The same, to live on when this process ends."""
+        if self._process is not None:
+            self._process.returncode = 0  # else Python warns of a child that it leaves behind
+        return Daemon(self.root, self.pid)
+
     @contextmanager
     def connection(self) -> Iterator[Any]:
         """A connection, closed behind you."""

@@ -246,7 +246,7 @@ class TracedGuest(WatchedGuest):
         self.functions[name] = self.profile.symbols[name] = at
         return at
 
-    def _symbol_at(self, address: int) -> tuple[str, int] | None:
+    def _symbol_at(self, address: int, *, first: bool = False) -> tuple[str, int] | None:
         best = max((at for at in self.functions.values() if at <= address), default=None)
         if best is None or not TEXT <= address < TEXT + TEXT_SIZE:
             return None

@@ -36,7 +36,7 @@ def arp(
     net: tuple[tuple[int, ...], ...],
     output: Output,
 ) -> None:
-    """Neighbours on the link, of all network namespaces: the ARP cache and IPv6's neighbour cache.
+    """Neighbours on the link: the ARP cache, and IPv6's.
 
     ADDRESS limits it to these, or to those like that pattern. PROXY are addresses for which the guest answers in
     another's place. Ends with exit code 1 when something was asked for and nothing is there.

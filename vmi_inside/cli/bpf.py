@@ -43,7 +43,9 @@ Examples:
 @click.option("--name", "names", multiple=True, metavar="GLOB", help="Programs and maps whose name is like this.")
 @output_options
 def bpf(target: Target, what: str, types: tuple[str, ...], names: tuple[str, ...], output: Output) -> None:
-    """The eBPF programs that are loaded, their maps, or what attaches them.
+    """eBPF: programs, maps, and what attaches them.
+
+    The eBPF programs that are loaded, their maps, or what attaches them.
 
     What bpftool shows inside: WHAT is programs (when nothing is said), maps, links, or attached: programs at control
     groups and network devices, with a link or without. Ends with exit code 1 when a type or a name was asked for and

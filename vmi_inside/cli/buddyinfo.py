@@ -21,7 +21,9 @@ Examples:
 @target_options
 @output_options
 def buddyinfo(target: Target, output: Output) -> None:
-    """Free memory of each zone by the size of its pieces, as /proc/buddyinfo shows it.
+    """Free memory by the size of its pieces.
+
+    Free memory of each zone by the size of its pieces, as /proc/buddyinfo shows it.
 
     ORDER_N is the number of free pieces of 2**N pages of 4 KiB each.
     """

@@ -86,7 +86,7 @@ def check(
     image: str | None,
     output: Output,
 ) -> None:
-    """Is the guest lying? What it says in one place, held against what it says in another.
+    """Whether the guest lies about itself.
 
     Looks for hidden processes, modules and sockets, for system calls, pointers and functions that lead where they
     should not, for forged credentials, disguised processes, and kernel pages that can be written. What is found is

@@ -26,7 +26,9 @@ Examples:
 @click.option("--name", "names", multiple=True, metavar="GLOB", help="Containers whose name is like this.")
 @output_options
 def containers(target: Target, runtimes: tuple[str, ...], names: tuple[str, ...], output: Output) -> None:
-    """Containers that have processes: docker's, Kubernetes', podman's, LXC's, systemd-nspawn's, machines.
+    """Containers, by control groups and namespaces.
+
+    Containers that have processes: docker's, Kubernetes', podman's, LXC's, systemd-nspawn's, machines.
 
     They are told by their control groups' names, v1 and v2. Processes that have a pid namespace of their own, and no
     such name, are one too, of runtime systemd or namespaces. Ends with exit code 1 when something was asked for and

@@ -46,7 +46,9 @@ Examples:
 def creds(
     target: Target, caps: tuple[str, ...], seccomp: str | None, pid: tuple[tuple[int, ...], ...], output: Output
 ) -> None:
-    """Credentials of processes: user and group ids, capabilities, seccomp, AppArmor.
+    """Ids, groups, capabilities and confinement of processes.
+
+    Credentials of processes: user and group ids, capabilities, seccomp, AppArmor.
 
     Several --cap must all be there. Ends with exit code 1 when something was asked for and nothing is there.
     """

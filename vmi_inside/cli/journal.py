@@ -21,7 +21,10 @@ Examples:
 @target_options
 @output_options
 def journal(target: Target, output: Output) -> None:
-    """Changes made to a guest with vmi-inside, from this account, and which can be undone."""
+    """Changes made to a guest, and which can be undone.
+
+    Changes made to a guest with vmi-inside, from this account, and which can be undone.
+    """
     from vmi_inside.control.changes import Changes, changes
 
     fields = output.choose(Changes.schema, plain("id", "time", "kind", "state", "undoable", "user", "reason"))

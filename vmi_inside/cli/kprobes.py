@@ -45,7 +45,9 @@ Examples:
 )
 @output_options
 def kprobes(target: Target, function: tuple[str, ...], owners: tuple[str, ...], output: Output) -> None:
-    """Kprobes and kretprobes, as debugfs's kprobes/list shows them, and whose code they run.
+    """Where the kernel is probed, and whose code runs there.
+
+    Kprobes and kretprobes, as debugfs's kprobes/list shows them, and whose code they run.
 
     FUNCTION limits it to probes in functions of that name, or like that pattern. Ends with exit code 1 when something
     was asked for and nothing is there.

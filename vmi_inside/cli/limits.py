@@ -38,7 +38,9 @@ Examples:
 @pid_option
 @output_options
 def limits(target: Target, resources: tuple[str, ...], pid: tuple[tuple[int, ...], ...], output: Output) -> None:
-    """Resource limits of processes, as /proc/PID/limits and ulimit show them.
+    """Resource limits of processes, as ulimit shows them.
+
+    Resource limits of processes, as /proc/PID/limits and ulimit show them.
 
     In JSON and CSV no limit is the kernel's number for it, 18446744073709551615. Ends with exit code 1 when something
     was asked for and nothing is there.

@@ -24,7 +24,9 @@ Examples:
 @target_options
 @output_options
 def meminfo(target: Target, output: Output) -> None:
-    """What the system's memory is used for, as /proc/meminfo shows it.
+    """What memory is used for, as /proc/meminfo shows it.
+
+    What the system's memory is used for, as /proc/meminfo shows it.
 
     Sizes have units for people (K is 1024 bytes); columns that -o names, JSON and CSV are exact bytes.
     """

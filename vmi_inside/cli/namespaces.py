@@ -21,7 +21,9 @@ Examples:
 @pid_option
 @output_options
 def namespaces(target: Target, pid: tuple[tuple[int, ...], ...], output: Output) -> None:
-    """Namespaces of processes, by their inode numbers, as /proc/PID/ns has them.
+    """Namespaces of processes, as /proc/PID/ns has them.
+
+    Namespaces of processes, by their inode numbers, as /proc/PID/ns has them.
 
     Beside them the pid by which each process knows itself. Ends with exit code 1 when something was asked for and
     nothing is there.

@@ -39,10 +39,10 @@ def netfilter(
     net: tuple[tuple[int, ...], ...],
     output: Output,
 ) -> None:
-    """Functions on netfilter's hooks, of all network namespaces, in the order in which packets meet them.
+    """Functions on netfilter's hooks, of all network namespaces.
 
-    A function that is nobody's code is marked: no module that the kernel lists has it. Ends with exit code 1 when
-    something was asked for and nothing is there.
+    They stand in the order in which packets meet them. A function that is nobody's code is marked: no module that the
+    kernel lists has it. Ends with exit code 1 when something was asked for and nothing is there.
     """
     if tables and hooks:
         raise click.UsageError("--hook is of hooks, --tables shows tables.")

@@ -53,9 +53,10 @@ Examples:
 def nftables(
     target: Target, tables: tuple[str, ...], sets: bool, net: tuple[tuple[int, ...], ...], output: Output
 ) -> None:
-    """Tables and chains of nftables, of all network namespaces, and how many rules each has.
+    """Tables and chains of nftables, of all network namespaces.
 
-    Ends with exit code 1 when something was asked for and nothing is there.
+    What the rules say is not shown, but how many there are. Ends with exit code 1 when something was asked for and
+    nothing is there.
     """
     filters: Filters = {**({"table": like(tables)} if tables else {}), **namespaces(net)}
     if sets:

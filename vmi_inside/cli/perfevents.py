@@ -24,7 +24,9 @@ Examples:
 )
 @output_options
 def perfevents(target: Target, pid: tuple[tuple[int, ...], ...], types: tuple[str, ...], output: Output) -> None:
-    """Perf events that processes have opened: what counts or samples whom.
+    """Perf events that processes have opened.
+
+    Perf events that processes have opened: what counts or samples whom.
 
     Ends with exit code 1 when something was asked for and nothing is there.
     """

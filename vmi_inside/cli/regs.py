@@ -21,7 +21,9 @@ Examples:
 @click.option("--vcpu", "vcpus", type=numbers, multiple=True, metavar="N,...", help="These vCPUs only, from 0.")
 @output_options
 def regs(target: Target, vcpus: tuple[tuple[int, ...], ...], output: Output) -> None:
-    """Registers of all vCPUs: general, segments and their bases, control.
+    """Registers of all vCPUs.
+
+    Registers of all vCPUs: general, segments and their bases, control.
 
     The guest is paused for a few milliseconds, for QEMU's gdb stub to read them.
     """

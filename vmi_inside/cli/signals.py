@@ -45,7 +45,9 @@ Examples:
 @pid_option
 @output_options
 def signals(target: Target, traced: bool, pid: tuple[tuple[int, ...], ...], output: Output) -> None:
-    """Signals that processes have pending, block, ignore and catch; what stopped them; who traces them.
+    """Signals of processes, and who traces whom.
+
+    Signals that processes have pending, block, ignore and catch; what stopped them; who traces them.
 
     PENDING is for a process's first thread, SHARED for any of its threads. Ends with exit code 1 when something was
     asked for and nothing is there.

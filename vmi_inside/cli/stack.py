@@ -26,7 +26,9 @@ Examples:
 def stack(
     target: Target, waits: bool, symbols: tuple[str, ...], pid: tuple[tuple[int, ...], ...], output: Output
 ) -> None:
-    """Kernel stacks of threads that do not run, innermost frame first, as /proc/PID/stack shows them.
+    """Kernel stacks of threads that do not run.
+
+    Kernel stacks of threads that do not run, innermost frame first, as /proc/PID/stack shows them.
 
     Ends with exit code 1 when something was asked for and nothing is there.
     """

@@ -21,5 +21,8 @@ Examples:
 @target_options
 @output_options
 def swaps(target: Target, output: Output) -> None:
-    """Swap files and partitions, as /proc/swaps shows them, and how much of each is used."""
+    """Swap files and partitions, and how much of each is used.
+
+    Swap files and partitions, as /proc/swaps shows them, and how much of each is used.
+    """
     list_table(target, output, "swaps", _SHOWN, what="swap file")

@@ -19,7 +19,9 @@ from vmi_inside.cli.options import Target, target_options
 @dry_run_option
 @quiet_option
 def undo(target: Target, number: int | None, every: bool, dry_run: bool, quiet: bool) -> None:
-    """Put back what stood in the guest before a change: the last one, that of an ID, or all.
+    """Put back what stood in the guest before a change.
+
+    Put back what stood in the guest before a change: the last one, that of an ID, or all.
 
     Nothing is written when the guest has rebooted since, or when other bytes stand there than the change had written.
     """

@@ -40,7 +40,9 @@ Examples:
 )
 @output_options
 def uprobes(target: Target, path: tuple[str, ...], owners: tuple[str, ...], output: Output) -> None:
-    """Uprobes: instructions of programs and libraries at which the kernel runs somebody's code.
+    """Where programs are probed, and whose code runs there.
+
+    Uprobes: instructions of programs and libraries at which the kernel runs somebody's code.
 
     PATH limits it to files of that path, or like that pattern, in which * stands for slashes too. Ends with exit code 1
     when something was asked for and nothing is there.

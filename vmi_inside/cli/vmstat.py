@@ -22,7 +22,9 @@ Examples:
 @click.option("--nonzero", is_flag=True, help="Only counters that are not 0.")
 @output_options
 def vmstat(target: Target, counter: tuple[str, ...], nonzero: bool, output: Output) -> None:
-    """Counters of memory and of what was done with it, as /proc/vmstat lists them.
+    """Counters of memory, as /proc/vmstat lists them.
+
+    Counters of memory and of what was done with it, as /proc/vmstat lists them.
 
     COUNTER limits it to counters of that name, or like that pattern. Ends with exit code 1 when something was asked for
     and nothing is there.

@@ -279,6 +279,15 @@ static void filters(void)
 	nl_send(NETLINK_NETFILTER, "nftables", 1);
 }
 
+/* A chain for what leaves an interface: since 5.17. */
+static void egress(void)
+{
+	nf_begin(NFNL_MSG_BATCH_BEGIN, AF_UNSPEC);
+	chain(NFPROTO_NETDEV, "early", "out", "filter", 1 /* NF_NETDEV_EGRESS */, 7, NF_ACCEPT);
+	nf_begin(NFNL_MSG_BATCH_END, AF_UNSPEC);
+	nl_send(NETLINK_NETFILTER, "egress", 1);
+}
+
 /* Asking for a table of iptables' makes it. */
 static void iptables(void)
 {
@@ -299,5 +308,6 @@ void network(int n)
 	neighbours();
 	routes();
 	filters();
+	egress();
 	iptables();
 }
