@@ -18,7 +18,7 @@ from tests.lab.xen.image import image
 BOOT_TIMEOUT: Final = 240.0
 
 # Guests of models with XSAVE or AVX fail now and then in this emulation; these did not in many runs.
-_CPU: Final = "qemu64,+svm,+npt,-monitor,-smap"
+_CPU: Final = "qemu64,+svm,+npt,+ssse3,+sse4.1,+sse4.2,+popcnt,-monitor,-smap"
 _XEN: Final = (
     "dom0_mem=512M,max:512M dom0_max_vcpus=1 spec-ctrl=no xpti=no console=com1 com1=115200,8n1 loglvl=warning "
     "guest_loglvl=warning noreboot"
