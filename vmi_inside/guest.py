@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -25,7 +25,7 @@ from vmi_inside.control.gates.hands import GateControls
 from vmi_inside.control.machine import Machine
 from vmi_inside.errors import AttachError, GuestGone, UnknownKernel, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
-from vmi_inside.memory import PhysicalMemory, Releasing
+from vmi_inside.memory import Holding, PhysicalMemory, Releasing
 from vmi_inside.profile.cache import Cache
 from vmi_inside.profile.learn import Learned, learn
 from vmi_inside.space import AddressSpace
@@ -278,7 +278,8 @@ def attach(
     """Attach to a guest, read-only unless `writable`, and learn its kernel.
 
     `target` is a libvirt domain's name, UUID or id (`connect` is the URI, as virsh's `--connect`), or `file:PATH` for a
-    memory dump, or `qmp:SOCKET` for a QEMU without libvirt. `raw_split` says of a raw dump without a hole how many of
+    memory dump, `qmp:SOCKET` for a QEMU without libvirt, or `xen:NAME`, `xen:ID` for a guest of the Xen host whose
+    dom0 this is. `raw_split` says of a raw dump without a hole how many of
     its bytes lie below 4 GiB. `resident_limit` bounds, in bytes, how much of mapped guest RAM stays resident in this
     process; without it (0) reading the same guest again is quicker. The guest is neither paused nor changed; `writable`
     is the consent to do so later, `pausing` the consent to pause it only.
@@ -339,7 +340,8 @@ Opened = Iterator[tuple[str, PhysicalMemory, Machine | None]]
 
 def _learned(name: str, memory: PhysicalMemory, machine: Machine | None, live: bool) -> Guest:
     try:
-        learned = learn(memory, cache=Cache())
+        with memory.hold() if isinstance(memory, Holding) else nullcontext():
+            learned = learn(memory, cache=Cache())
     except VmiError as error:
         if str(error).startswith(f"{name}:"):
             raise
@@ -376,6 +378,16 @@ def _qmp(path: str, access: Access) -> Opened:
     yield seen.name or f"qmp:{path}", memory, _machine(memory, lambda: qmp.open_machine(seen), access)
 
 
+def _xen(target: str, access: Access) -> Opened:
+    if access.split is not None:
+        raise Unsupported(f"xen:{target}: only raw dumps can be split")
+    from vmi_inside.drivers import xen
+    from vmi_inside.drivers.xenmachine import open_machine
+
+    memory, domain = xen.open_xen(target, writable=access.writable)
+    yield domain.name, memory, _machine(memory, lambda: open_machine(memory), access)
+
+
 def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Access) -> Machine | None:
     """The machine, where somebody consented to stopping it."""
     if not (access.writable or access.pausing):
@@ -388,4 +400,4 @@ def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Acce
 
 
 #: Kinds of targets by their prefix; what has none is a libvirt domain. To add one, write its opener and name it here.
-TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {"file": _file, "qmp": _qmp}
+TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {"file": _file, "qmp": _qmp, "xen": _xen}

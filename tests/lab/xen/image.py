@@ -22,7 +22,19 @@ from tests.lab.xen.parts import Parts, parts
 _HERE: Final = Path(__file__).parent
 _INSIDE: Final = _HERE / "inside"
 _SIZE: Final = "900M"
-_FOLDERS: Final = ("dev", "proc", "sys", "run", "tmp", "root", "lab", "var/log/xen", "var/lib/xen", "var/run", "etc/xen")
+_FOLDERS: Final = (
+    "dev",
+    "proc",
+    "sys",
+    "run",
+    "tmp",
+    "root",
+    "lab",
+    "var/log/xen",
+    "var/lib/xen",
+    "var/run",
+    "etc/xen",
+)
 
 
 @dataclass(frozen=True, slots=True)
