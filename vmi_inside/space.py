@@ -113,7 +113,7 @@ class AddressSpace:
                     self._keep()
 
     def tables(self, table: U64) -> tuple[U64, Mask]:
-        """Page tables (n,) as they stand, entry by entry: (n, entries), zeros where one cannot be read, and which can."""
+        """The entries of whole page tables (n,): (n, entries), zeros where one cannot be read; and which can."""
         rows = np.empty((len(table), self.paging.entry_size << self.paging.splits[-1]), dtype=np.uint8)
         ok = self.memory.gather(table, rows)
         entries: U64 = rows.view("<u8")

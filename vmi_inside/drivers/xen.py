@@ -201,7 +201,7 @@ class WritableXenMemory(Writing):
 
 
 def open_xen(target: str, *, writable: bool = False) -> tuple[XenMemory, Domain]:
-    """The memory of the guest of that name, UUID or domid, read-only unless `writable`; it is neither paused nor changed.
+    """The memory of the guest of that name, UUID or domid, read-only unless `writable`; the guest goes on.
 
     Raises `NoSuchDomain`, `NotRunning`, `PermissionDenied`, `Unsupported`, `GuestGone`.
     """

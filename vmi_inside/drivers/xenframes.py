@@ -135,7 +135,7 @@ class Frames:
 
 
 def _bytes(at: int, size: int) -> U8:
-    found: U8 = np.frombuffer((ctypes.c_ubyte * size).from_address(at), np.uint8)
+    found: U8 = np.frombuffer(memoryview((ctypes.c_ubyte * size).from_address(at)), np.uint8)
     found.flags.writeable = False
     return found
 

@@ -48,11 +48,16 @@ def _selector(name: str) -> tuple[tuple[str, Any], ...]:
     return ((name, ctypes.c_uint16), (f"_{name}", ctypes.c_uint16 * 3))
 
 
+_SAVED: Final = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
+)  # fmt: skip
+
+
 class UserRegisters(ctypes.Structure):
     """`struct cpu_user_regs` (public/arch-x86/xen-x86_64.h)."""
 
     _fields_ = (
-        *((name, ctypes.c_uint64) for name in ["r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"]),
+        *((name, ctypes.c_uint64) for name in _SAVED),
         ("error_code", ctypes.c_uint32), ("entry_vector", ctypes.c_uint32), ("rip", ctypes.c_uint64),
         ("cs", ctypes.c_uint16), ("_cs", ctypes.c_uint16), ("saved_upcall_mask", ctypes.c_uint8),
         ("_mask", ctypes.c_uint8 * 3), ("eflags", ctypes.c_uint64), ("rsp", ctypes.c_uint64),
@@ -145,7 +150,7 @@ class Xen:
         filled = len(bytes(room).rstrip(bytes([_CANARY])))
         if filled != size:
             raise Unsupported(
-                f"libxenctrl {self.version} tells {filled} bytes of a domain, not {size}: an interface that is not known"
+                f"libxenctrl {self.version} tells {filled} bytes of a domain, not {size}: an unknown interface"
             )
 
     # -- domains ------------------------------------------------------------------------------------------------------

@@ -6,18 +6,21 @@ Knows how Xen's registers are called in gdb. Breakpoints are not had here, so no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Final
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Final, NoReturn, Self
 
 from vmi_inside.drivers.xen import XenMemory
 from vmi_inside.drivers.xenlib import DYING, PAUSED, VcpuContext
 from vmi_inside.errors import ControlError, GuestGone, NoMemory, Unsupported
 from vmi_inside.memory import WritableMemory
 
-_GENERAL: Final = tuple(["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "eflags"])
+_GENERAL: Final = (
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    "rip", "eflags",
+)  # fmt: skip
 _SELECTORS: Final = ("cs", "ss", "ds", "es", "fs", "gs")
 _CONTROL: Final = (0, 2, 3, 4)
-_USER_MODE: Final = 3
 
 
 class XenMachine:
@@ -50,7 +53,7 @@ class XenMachine:
     @contextmanager
     def debugger(self) -> Iterator[Callable[[], AbstractContextManager[XenVcpus]]]:
         """A hold on the vCPUs, for as long as the block lasts."""
-        yield lambda: nullcontext(XenVcpus(self._memory))
+        yield lambda: XenVcpus(self._memory)
 
     def end_debugger(self) -> None:
         """There is nothing that a dead controller could have left."""
@@ -67,12 +70,19 @@ class XenVcpus:
         self._xen, self._id = memory.xen, memory.domain.id
         self.threads: tuple[str, ...] = tuple(str(vcpu) for vcpu in range(memory.domain.info.vcpus))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """There is nothing to let go of."""
+
     def registers(self, vcpu: int) -> dict[str, int]:
         """A vCPU's registers, by gdb's names. cr3 is the guest's own word: a machine address in a PV guest."""
         context = self._xen.context(self._id, vcpu)
         user = context.user_regs
         found = {name: int(getattr(user, name)) for name in (*_GENERAL, *_SELECTORS)}
-        kernel = found["cs"] & _USER_MODE == 0 or self._pv
         found["fs_base"] = int(context.fs_base)
         # Of a PV guest Xen tells which is whose; of others which one is in use, and which one swapgs brings.
         used, other = int(context.gs_base_user), int(context.gs_base_kernel)
@@ -80,7 +90,7 @@ class XenVcpus:
             used, other = other, used
         found["gs_base"], found["k_gs_base"] = used, other
         found |= {f"cr{number}": int(context.ctrlreg[number]) for number in _CONTROL}
-        return found if kernel else dict(found)
+        return found
 
     def set_registers(self, vcpu: int, values: dict[str, int]) -> None:
         """Set some of the general registers, rip and eflags. Raises `Unsupported` for others."""
@@ -116,11 +126,11 @@ class XenVcpus:
         """Single vCPUs are not let go. Raises `Unsupported`."""
         raise self._nothing_runs()
 
-    def interrupt(self) -> None:
+    def interrupt(self) -> NoReturn:
         """Nothing runs. Raises `Unsupported`."""
         raise self._nothing_runs()
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float) -> NoReturn:
         """Nothing runs. Raises `Unsupported`."""
         raise self._nothing_runs()
 
