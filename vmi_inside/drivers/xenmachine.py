@@ -21,6 +21,7 @@ _GENERAL: Final = (
 )  # fmt: skip
 _SELECTORS: Final = ("cs", "ss", "ds", "es", "fs", "gs")
 _CONTROL: Final = (0, 2, 3, 4)
+_IN_KERNEL: Final = 1 << 2  # VGCF_in_kernel, public/arch-x86/xen.h
 
 
 class XenMachine:
@@ -84,9 +85,9 @@ class XenVcpus:
         user = context.user_regs
         found = {name: int(getattr(user, name)) for name in (*_GENERAL, *_SELECTORS)}
         found["fs_base"] = int(context.fs_base)
-        # Of a PV guest Xen tells which is whose; of others which one is in use, and which one swapgs brings.
+        # Xen tells which base is the kernel's and which the user's: here that in use, and that which swapgs brings.
         used, other = int(context.gs_base_user), int(context.gs_base_kernel)
-        if self._pv and self._in_kernel(context):
+        if self._in_kernel(context):
             used, other = other, used
         found["gs_base"], found["k_gs_base"] = used, other
         found |= {f"cr{number}": int(context.ctrlreg[number]) for number in _CONTROL}
@@ -134,13 +135,10 @@ class XenVcpus:
         """Nothing runs. Raises `Unsupported`."""
         raise self._nothing_runs()
 
-    @property
-    def _pv(self) -> bool:
-        return self._memory.domain.info.kind == "pv"
-
-    @staticmethod
-    def _in_kernel(context: VcpuContext) -> bool:
-        return bool(context.flags & 1 << 2)  # VGCF_in_kernel
+    def _in_kernel(self, context: VcpuContext) -> bool:
+        if self._memory.domain.info.kind == "pv":  # whose kernel does not run in ring 0
+            return bool(context.flags & _IN_KERNEL)
+        return context.user_regs.cs & 3 == 0
 
     def _nothing_runs(self) -> Unsupported:
         return Unsupported(
