@@ -355,7 +355,7 @@ def _domain(target: str, access: Access) -> Opened:
     from vmi_inside import domains
 
     memory, domain = domains.open_domain(target, access.connect, writable=access.writable)
-    yield domain.name, memory, _machine(memory, lambda: domains.open_machine(domain), access)
+    yield domain.name, memory, _machine(memory, lambda: domains.open_machine(domain, memory), access)
 
 
 def _file(path: str, access: Access) -> Opened:

@@ -96,7 +96,22 @@ class AddressSpace:
 
     def with_root(self, root: int) -> AddressSpace:
         """The same memory through another top-level table, such as a process's."""
-        return AddressSpace(self.memory, self.paging, root)
+        return self._other(self.memory, root)
+
+    def over(self, memory: PhysicalMemory) -> AddressSpace:
+        """The same page tables, read from another copy of the same guest's memory."""
+        return self._other(memory, self.root)
+
+    def _other(self, memory: PhysicalMemory, root: int) -> AddressSpace:
+        made = AddressSpace(memory, self.paging, root)
+        made._own = self._own
+        return made
+
+    def entry(self, pa: int) -> int:
+        """One entry of a page table, by its address; 0 where it cannot be read."""
+        raw = self.memory.read(pa, self.paging.entry_size)
+        found = int.from_bytes(raw, "little") if raw is not None else 0
+        return found if self._own is None else int(self._own(np.array([found], dtype=np.uint64))[0])
 
     @contextmanager
     def operation(self) -> Iterator[None]:

@@ -138,7 +138,7 @@ class XenVcpus:
     def _in_kernel(self, context: VcpuContext) -> bool:
         if self._memory.domain.info.kind == "pv":  # whose kernel does not run in ring 0
             return bool(context.flags & _IN_KERNEL)
-        return context.user_regs.cs & 3 == 0
+        return bool(context.user_regs.cs & 3 == 0)
 
     def _nothing_runs(self) -> Unsupported:
         return Unsupported(
