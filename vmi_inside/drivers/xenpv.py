@@ -36,7 +36,7 @@ class PvMemory(XenMemory):
     def __init__(self, xen: Xen, domain: Domain) -> None:
         self._shared: U64 | None = None
         self._table: U64 | None = None  # the guest's own, mapped
-        self._generation = -1
+        self._told = (-1, 0)  # its generation and length
         self._p2m = self._machine = self._guest = np.empty(0, dtype=np.uint64)
         super().__init__(xen, domain)
 
@@ -74,11 +74,11 @@ class PvMemory(XenMemory):
         shared = self._shared
         if shared is None:
             return
-        generation = int(shared[_P2M_GENERATION])
-        if self._table is None or generation != self._generation:
-            self._map_table(shared)
-            self._generation = generation
-        table = self._table
+        told = int(shared[_P2M_GENERATION]), int(shared[_MAX_PFN])
+        if self._table is None or told != self._told:
+            self._map_table(shared, told[1])
+            self._told = told
+        table = None if self._table is None else self._table[: told[1]]
         if table is None or np.array_equal(table, self._p2m):
             return
         self._p2m = table.copy()
@@ -87,9 +87,9 @@ class PvMemory(XenMemory):
         order = machine.argsort(kind="stable")
         self._machine, self._guest = machine[order], own[order].astype(np.uint64)
 
-    def _map_table(self, shared: U64) -> None:
+    def _map_table(self, shared: U64, count: int) -> None:
         """Map the pages of the guest's table. Raises `NotRunning` when it has none yet."""
-        count, root, at = (int(shared[index]) for index in (_MAX_PFN, _P2M_CR3, _P2M_VADDR))
+        root, at = int(shared[_P2M_CR3]), int(shared[_P2M_VADDR])
         most = 64 * (self.domain.info.most_pages + self.domain.info.pages) + (1 << 20)
         if not root or not at or at & PAGE_MASK or not 0 < count <= most:
             self.check_alive()
