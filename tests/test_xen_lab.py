@@ -31,7 +31,9 @@ def host(_prerequisites: None) -> Iterator[XenHost]:
         made = lab.boot()
     try:
         made.python(
-            "import os, time, vmi_inside; from vmi_inside.linux.clock import boot_time; from vmi_inside.errors import *"
+            "import os, time, vmi_inside, vmi_inside.guest\n"
+            "from vmi_inside.errors import *\n"
+            "from vmi_inside.linux.clock import boot_time"
         )
         yield made
     finally:
@@ -178,6 +180,13 @@ def test_what_cannot_be_had_is_said(guest: XenGuest) -> None:
     assert error.value.kind == "Unsupported"
     assert "Xen guest" in error.value.said
     assert seen(guest, "guest.machine.paused") is False
+
+
+def test_guests_are_listed(guests: dict[str, XenGuest], host: XenHost) -> None:
+    rows = host.python("out = [(row.name, row.kind, row.state, row.attachable) for row in vmi_inside.guest.guests()]")
+    assert sorted(rows) == [
+        ("Domain-0", "pv", "running", False), ("pv", "pv", "running", True), ("pvh", "pvh", "running", True),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from vmi_inside.drivers.peek import PeekMemory
 from vmi_inside.drivers.process_vm import Process, ProcessMemory
 from vmi_inside.drivers.qemu import QemuMemory, open_qemu
 from vmi_inside.drivers.qemu_layout import VGA_HOLE, Block, Layout, LayoutUnknown, extents, pc_runs
+from vmi_inside.drivers.xen import Domain as XenDomain
 from vmi_inside.drivers.xen import XenMemory, open_xen
 from vmi_inside.drivers.xenmachine import XenMachine
 from vmi_inside.errors import (
@@ -37,6 +38,7 @@ from vmi_inside.errors import (
     VmiError,
 )
 from vmi_inside.memory import Run
+from vmi_inside.types import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -66,6 +68,7 @@ class Domain:
     memory: int
     driver: str
     uri: str
+    kind: str = ""  # of Xen's own: pv, pvh or hvm
 
     @property
     def local(self) -> bool:
@@ -82,6 +85,13 @@ def list_domains(uri: str | None = None, all: bool = True) -> list[Domain]:  # n
     with _connection(uri) as connection:
         found = [_domain(connection, one) for one in connection.listAllDomains()]
     return sorted((one for one in found if all or one.id is not None), key=lambda one: one.name)
+
+
+def of_xen(domain: XenDomain) -> Domain:
+    """A domain that Xen itself tells of, as libvirt would."""
+    info = domain.info
+    memory = info.pages << PAGE_SHIFT
+    return Domain(domain.name, info.uuid, info.id, info.state, info.vcpus, memory, _XEN, "xen:///system", info.kind)
 
 
 def find_domain(target: str, connect: str | None = None) -> Domain:

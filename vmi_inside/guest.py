@@ -232,11 +232,12 @@ class Guest(Tables, GateControls):
 
 
 class Guests(Table):
-    """One row for each domain that libvirt knows."""
+    """One row for each domain that libvirt knows; in a Xen host's dom0, for each that Xen does."""
 
     id: Text  # empty when it is not active
     name: Text
     uuid: Text
+    kind: Text  # what runs it: qemu, xen, test ...; of Xen itself pv, pvh or hvm
     state: Text  # virsh's words
     vcpus: I64
     memory: I64  # bytes
@@ -245,18 +246,23 @@ class Guests(Table):
 
 
 def guests(connect: str | None = None) -> Guests:
-    """The domains of that libvirt connection, and which of them can be attached to.
+    """The domains of that libvirt connection, and which of them can be attached to. In a dom0 Xen itself is asked.
 
     Looks at each domain's state and at the permissions, and attaches to none. Raises `AttachError`, `Unsupported`.
     """
     from vmi_inside import domains
+    from vmi_inside.drivers import xen
 
-    found = domains.list_domains(connect)
+    if (connect is None or connect.startswith("xen:///")) and xen.is_dom0():
+        found = [domains.of_xen(domain) for domain in xen.list_domains()]
+    else:
+        found = domains.list_domains(connect)
     reasons = [domains.reachable(domain) or "" for domain in found]
     return Guests({
         "id": text("" if domain.id is None else str(domain.id) for domain in found),
         "name": text(domain.name for domain in found),
         "uuid": text(domain.uuid for domain in found),
+        "kind": text(domain.kind or domain.driver.lower() for domain in found),
         "state": text(domain.state for domain in found),
         "vcpus": np.array([domain.vcpus for domain in found], dtype=np.int64),
         "memory": np.array([domain.memory for domain in found], dtype=np.int64),

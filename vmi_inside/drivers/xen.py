@@ -17,7 +17,7 @@ import numpy as np
 
 from vmi_inside.drivers.placement import Placement
 from vmi_inside.drivers.xenframes import MOST, Frames, pages, split
-from vmi_inside.drivers.xenlib import DYING, SHUTDOWN, Info, Xen
+from vmi_inside.drivers.xenlib import DYING, SHUTDOWN, Info, Xen, controls
 from vmi_inside.errors import GuestGone, NoMemory, NoSuchDomain, NotRunning, Unsupported
 from vmi_inside.memory import Run
 from vmi_inside.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
@@ -234,6 +234,20 @@ def find(xen: Xen, target: str) -> Domain:
     if domain.info.flags & (DYING | SHUTDOWN):
         raise NotRunning(f"{target}: the domain is {domain.info.state}; start it again: xl create")
     return domain
+
+
+def is_dom0() -> bool:
+    """Whether this is a Xen host's dom0."""
+    return controls()
+
+
+def list_domains() -> list[Domain]:
+    """All domains of this host, dom0 first. Raises as `open_xen` does."""
+    xen = Xen()
+    try:
+        return domains(xen)
+    finally:
+        xen.close()
 
 
 def domains(xen: Xen) -> list[Domain]:

@@ -258,17 +258,23 @@ def _info(one: DomainInfo) -> Info:
     )  # fmt: skip
 
 
+def controls() -> bool:
+    """Whether this system controls Xen's guests, by its kernel's word."""
+    try:
+        with open(_CAPABILITIES) as told:
+            return "control_d" in told.read()
+    except OSError:
+        return False
+
+
 def _check_dom0() -> None:
     if not os.path.exists(PRIVCMD):
         if os.path.exists("/sys/hypervisor/type"):
             raise Unsupported(f"{PRIVCMD} is missing: this is no dom0, or the module xen_privcmd is not loaded")
         raise Unsupported("this system does not run on Xen: run vmi-inside in the dom0 whose guests are meant")
-    try:
-        with open(_CAPABILITIES) as told:
-            if "control_d" not in told.read():
-                raise Unsupported("this is a Xen guest without control over others: run vmi-inside in its dom0")
-    except OSError:
-        return  # xenfs is not mounted: what the libraries say will tell
+    # Where xenfs is not mounted, what the libraries say will tell.
+    if os.path.exists(_CAPABILITIES) and not controls():
+        raise Unsupported("this is a Xen guest without control over others: run vmi-inside in its dom0")
 
 
 def _control() -> tuple[str, Any]:
