@@ -1,6 +1,6 @@
 # make demo   boots a small guest under a private libvirt daemon, looks into it, takes it down
 # make test   all tests, those that boot real guests too; make fast leaves these out. Tests that run on one kernel after the
-#             other do so on two; PYTEST_ARGS=--all-kernels has them run on all
+#             other do so on two; PYTEST_ARGS=--all-kernels has them run on all, PYTEST_ARGS=--xen on a Xen host, too
 # make lint   ruff and mypy
 # Each sets up what it needs on a Debian-like machine, as root or with sudo: see tests/lab/setup.sh.
 

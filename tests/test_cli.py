@@ -60,8 +60,16 @@ SOCKETS: Rows = (
      "remote_address": "10.0.2.2", "remote_port": 40123, "pid": -1, "fd": -1},
 )  # fmt: skip
 DOMAINS: Rows = (
-    {"id": "1", "name": "web01", "state": "running", "vcpus": 2, "memory": 1 << 30, "attachable": True},
-    {"id": "", "name": "db01", "state": "shut off", "vcpus": 1, "memory": 512 << 20, "reason": "not running"},
+    {"id": "1", "name": "web01", "kind": "qemu", "state": "running", "vcpus": 2, "memory": 1 << 30, "attachable": True},
+    {
+        "id": "",
+        "name": "db01",
+        "kind": "qemu",
+        "state": "shut off",
+        "vcpus": 1,
+        "memory": 512 << 20,
+        "reason": "not running",
+    },
 )
 
 
@@ -251,9 +259,9 @@ def test_ss_of_a_process_without_sockets_exits_1(run: Callable[..., Result]) -> 
 
 def test_guests(run: Callable[..., Result]) -> None:
     assert run("guests").stdout.splitlines() == [
-        "ID  NAME   STATE     VCPUS  MEMORY  ATTACHABLE  REASON",
-        "1   web01  running       2    1.0G  yes",
-        "    db01   shut off      1    512M  no          not running",
+        "ID  NAME   KIND  STATE     VCPUS  MEMORY  ATTACHABLE  REASON",
+        "1   web01  qemu  running       2    1.0G  yes",
+        "    db01   qemu  shut off      1    512M  no          not running",
     ]
     assert run("guests", "--all").stdout == run("guests").stdout
     assert [row["name"] for row in data(run("guests", "--running", "--format", "json"))] == ["web01"]

@@ -64,7 +64,7 @@ def test_why_a_domain_cannot_be_attached_to() -> None:
     shut = str(domains.reachable(replace(WEB, id=None, state="shut off")))
     assert shut.startswith("the domain is shut off")
     assert "virsh -c qemu:///system start web01" in shut
-    assert "Xen" in str(domains.reachable(replace(WEB, driver="Xen")))
+    assert "LXC" in str(domains.reachable(replace(WEB, driver="LXC")))
     with fake_qemu("-name", "guest=web01", "-uuid", WEB.uuid):
         assert domains.reachable(WEB) is None
 

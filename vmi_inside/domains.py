@@ -24,6 +24,9 @@ from vmi_inside.drivers.peek import PeekMemory
 from vmi_inside.drivers.process_vm import Process, ProcessMemory
 from vmi_inside.drivers.qemu import QemuMemory, open_qemu
 from vmi_inside.drivers.qemu_layout import VGA_HOLE, Block, Layout, LayoutUnknown, extents, pc_runs
+from vmi_inside.drivers.xen import Domain as XenDomain
+from vmi_inside.drivers.xen import XenMemory, open_xen
+from vmi_inside.drivers.xenmachine import XenMachine
 from vmi_inside.errors import (
     AttachError,
     Busy,
@@ -35,6 +38,7 @@ from vmi_inside.errors import (
     VmiError,
 )
 from vmi_inside.memory import Run
+from vmi_inside.types import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -43,6 +47,9 @@ TAINTS: Final = "libvirt's monitor was used, which marks the domain as tainted (
 SLOW: Final = "the domain's memory is read through libvirt, which is slow"
 
 # virsh's words for virDomainState, by its value.
+#: What libvirt calls those of its drivers whose domains can be attached to.
+_QEMU: Final = "QEMU"
+_XEN: Final = "Xen"
 _STATES: Final = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")
 
 
@@ -61,6 +68,7 @@ class Domain:
     memory: int
     driver: str
     uri: str
+    kind: str = ""  # of Xen's own: pv, pvh or hvm
 
     @property
     def local(self) -> bool:
@@ -79,6 +87,13 @@ def list_domains(uri: str | None = None, all: bool = True) -> list[Domain]:  # n
     return sorted((one for one in found if all or one.id is not None), key=lambda one: one.name)
 
 
+def of_xen(domain: XenDomain) -> Domain:
+    """A domain that Xen itself tells of, as libvirt would."""
+    info = domain.info
+    memory = info.pages << PAGE_SHIFT
+    return Domain(domain.name, info.uuid, info.id, info.state, info.vcpus, memory, _XEN, "xen:///system", info.kind)
+
+
 def find_domain(target: str, connect: str | None = None) -> Domain:
     """The domain that virsh takes `target` for: an id, else a UUID, else a name. Raises `NoSuchDomain`."""
     with _connection(connect) as connection:
@@ -87,7 +102,7 @@ def find_domain(target: str, connect: str | None = None) -> Domain:
 
 def open_domain(
     target: str, connect: str | None = None, *, peek: bool = False, writable: bool = False
-) -> tuple[QemuMemory | PeekMemory, Domain]:
+) -> tuple[QemuMemory | PeekMemory | XenMemory, Domain]:
     """The guest memory of a domain, read-only unless `writable`, and the domain; it is not paused, nor changed.
 
     A domain on this host is read directly; one elsewhere, or any with `peek`, through libvirt. The memory's `notices`
@@ -102,6 +117,10 @@ def open_domain(
         raise Unsupported(
             f"{domain.name}: memory that is read through libvirt is read-only; run vmi-inside on its host"
         )
+    if domain.driver == _XEN:
+        if peek or not domain.local:
+            raise Unsupported(f"{domain.name}: libvirt cannot read a Xen guest's memory; run vmi-inside in its dom0")
+        return open_xen(str(domain.id), writable=writable)[0], domain
     if peek or not domain.local:
         return _open_peek(domain), domain
     pid = qemu_pid(domain)
@@ -176,11 +195,13 @@ class DomainLevers:
             raise _translated(self._libvirt, error, self._uri) from error
 
 
-def open_machine(domain: Domain) -> QemuMachine:
+def open_machine(domain: Domain, memory: object = None) -> QemuMachine | XenMachine:
     """The machine of a domain, to be stopped and looked into. Opens a read-write connection, and uses no monitor yet.
 
     Raises `PermissionDenied`, `NoSuchDomain`, `AttachError`.
     """
+    if isinstance(memory, XenMemory):
+        return XenMachine(memory)
     return QemuMachine(domain.name, domain.uuid, qemu_pid(domain) or 0, DomainLevers(domain))
 
 
@@ -194,6 +215,8 @@ def reachable(domain: Domain) -> str | None:
         return str(reason).removeprefix(f"{domain.name}: ")
     if not domain.local:
         return None
+    if domain.driver == _XEN:
+        return "domain 0 is the system that this runs in" if domain.id == 0 else None
     try:
         pid = qemu_pid(domain)
         if pid is None:
@@ -214,7 +237,7 @@ def reachable(domain: Domain) -> str | None:
 
 def qemu_pid(domain: Domain) -> int | None:
     """The process on this host that runs `domain`, or None. Raises `AttachError` when several say that they do."""
-    if domain.driver != "QEMU" or not domain.local or domain.id is None:
+    if domain.driver != _QEMU or not domain.local or domain.id is None:
         return None
     named = re.compile(rf"(?:.*,)?guest={re.escape(domain.name.replace(',', ',,'))}(?:,(?!,).*)?")
     found = []
@@ -289,9 +312,9 @@ def _open_peek(domain: Domain) -> PeekMemory:
 
 def _unfit(domain: Domain) -> VmiError | None:
     """Why there is nothing to attach to, if so."""
-    if domain.driver != "QEMU":
+    if domain.driver not in (_QEMU, _XEN):
         return Unsupported(
-            f"{domain.name}: libvirt's {domain.driver} driver runs it; only QEMU and KVM can be attached to"
+            f"{domain.name}: libvirt's {domain.driver} driver runs it; only QEMU, KVM and Xen can be attached to"
         )
     if domain.id is None:
         start = f"virsh -c {domain.uri} start {domain.name}"

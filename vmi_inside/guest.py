@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -32,7 +32,7 @@ from vmi_inside.errors import (
     WrongProfile,
 )
 from vmi_inside.kernel import Kernel
-from vmi_inside.memory import PhysicalMemory, Releasing
+from vmi_inside.memory import Holding, PhysicalMemory, Releasing
 from vmi_inside.profile.cache import Cache
 from vmi_inside.profile.learn import Learned, learn
 from vmi_inside.space import AddressSpace
@@ -312,11 +312,12 @@ class Guest(Tables, ProcessControls, GateControls):
 
 
 class Guests(Table):
-    """One row for each domain that libvirt knows."""
+    """One row for each domain that libvirt knows; in a Xen host's dom0, for each that Xen does."""
 
     id: Text  # empty when it is not active
     name: Text
     uuid: Text
+    kind: Text  # what runs it: qemu, xen, test ...; of Xen itself pv, pvh or hvm
     state: Text  # virsh's words
     vcpus: I64
     memory: I64  # bytes
@@ -325,18 +326,23 @@ class Guests(Table):
 
 
 def guests(connect: str | None = None) -> Guests:
-    """The domains of that libvirt connection, and which of them can be attached to.
+    """The domains of that libvirt connection, and which of them can be attached to. In a dom0 Xen itself is asked.
 
     Looks at each domain's state and at the permissions, and attaches to none. Raises `AttachError`, `Unsupported`.
     """
     from vmi_inside import domains
+    from vmi_inside.drivers import xen
 
-    found = domains.list_domains(connect)
+    if (connect is None or connect.startswith("xen:///")) and xen.is_dom0():
+        found = [domains.of_xen(domain) for domain in xen.list_domains()]
+    else:
+        found = domains.list_domains(connect)
     reasons = [domains.reachable(domain) or "" for domain in found]
     return Guests({
         "id": text("" if domain.id is None else str(domain.id) for domain in found),
         "name": text(domain.name for domain in found),
         "uuid": text(domain.uuid for domain in found),
+        "kind": text(domain.kind or domain.driver.lower() for domain in found),
         "state": text(domain.state for domain in found),
         "vcpus": np.array([domain.vcpus for domain in found], dtype=np.int64),
         "memory": np.array([domain.memory for domain in found], dtype=np.int64),
@@ -359,9 +365,9 @@ def attach(
     """Attach to a guest, read-only unless `writable`, and learn its kernel.
 
     `target` is a libvirt domain's name, UUID or id (`connect` is the URI, as virsh's `--connect`), or `file:PATH` for a
-    memory dump, or `qmp:SOCKET` for a QEMU without libvirt, or `libvmi:NAME` for a Xen or KVM domain, or the path of a
-    raw image, read through LibVMI. `raw_split` says of a raw dump without a hole how many of
-    its bytes lie below 4 GiB. `resident_limit` bounds, in bytes, how much of mapped guest RAM stays resident in this
+    memory dump, `qmp:SOCKET` for a QEMU without libvirt, `xen:NAME` or `xen:ID` for a guest of the Xen host whose dom0
+    this is, or `libvmi:NAME` for a Xen or KVM domain, or the path of a raw image, read through LibVMI. `raw_split` says
+    of a raw dump without a hole how many of its bytes lie below 4 GiB. `resident_limit` bounds, in bytes, how much of mapped guest RAM stays resident in this
     process; without it (0) reading the same guest again is quicker. The guest is neither paused nor changed; `writable`
     is the consent to do so later, `pausing` the consent to pause it only. `profile` is a file for a kernel whose memory
     does not tell its types or symbols: an ISF file, Rekall's JSON, raw BTF or a vmlinux with BTF, a System.map; several
@@ -435,7 +441,8 @@ def _learned(
     name: str, memory: PhysicalMemory, machine: Machine | None, live: bool, given: Given | None = None
 ) -> Guest:
     try:
-        learned = learn(memory, cache=Cache(), given=given)
+        with memory.hold() if isinstance(memory, Holding) else nullcontext():
+            learned = learn(memory, cache=Cache(), given=given)
     except VmiError as error:
         if str(error).startswith(f"{name}:"):
             raise
@@ -449,7 +456,7 @@ def _domain(target: str, access: Access) -> Opened:
     from vmi_inside import domains
 
     memory, domain = domains.open_domain(target, access.connect, writable=access.writable)
-    yield domain.name, memory, _machine(memory, lambda: domains.open_machine(domain), access)
+    yield domain.name, memory, _machine(memory, lambda: domains.open_machine(domain, memory), access)
 
 
 def _file(path: str, access: Access) -> Opened:
@@ -486,6 +493,16 @@ def _libvmi(name: str, access: Access) -> Opened:
         yield f"libvmi:{name}", libvmi.open_file(name, split=split), None
 
 
+def _xen(target: str, access: Access) -> Opened:
+    if access.split is not None:
+        raise Unsupported(f"xen:{target}: only raw dumps can be split")
+    from vmi_inside.drivers import xen
+    from vmi_inside.drivers.xenmachine import open_machine
+
+    memory, domain = xen.open_xen(target, writable=access.writable)
+    yield domain.name, memory, _machine(memory, lambda: open_machine(memory), access)
+
+
 def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Access) -> Machine | None:
     """The machine, where somebody consented to stopping it."""
     if not (access.writable or access.pausing):
@@ -498,4 +515,6 @@ def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Acce
 
 
 #: Kinds of targets by their prefix; what has none is a libvirt domain. To add one, write its opener and name it here.
-TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {"file": _file, "qmp": _qmp, "libvmi": _libvmi}
+TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {
+    "file": _file, "qmp": _qmp, "libvmi": _libvmi, "xen": _xen,
+}  # fmt: skip

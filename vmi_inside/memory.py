@@ -5,6 +5,7 @@ Knows runs of RAM and rows of bytes. Page tables, kernels and the ways of reachi
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -84,4 +85,22 @@ class Releasing(Protocol):
 
     def release(self) -> None:
         """Let go of resident pages. They stay readable: the next reading brings them in again."""
+        ...
+
+
+@runtime_checkable
+class Holding(Protocol):
+    """What memory can do beside that is mapped piece by piece: keep the pieces for as long as one reading lasts."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """A block in which what was mapped stays mapped. Nests."""
+        ...
+
+
+@runtime_checkable
+class Paravirtual(Protocol):
+    """Memory of a guest whose page tables do not hold its own physical addresses, but its hypervisor's."""
+
+    def entries(self, entry: U64) -> U64:
+        """Page-table entries (any shape) as if they held the guest's own; those that map nothing of it become 0."""
         ...

@@ -16,7 +16,6 @@ import numpy as np
 from vmi_inside.drivers.captured import CapturedMemory
 from vmi_inside.errors import Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.space import AddressSpace
 from vmi_inside.table import Table, Text, text
 from vmi_inside.tables import TABLES, Reading, T, Tables
 from vmi_inside.types import I64
@@ -128,8 +127,7 @@ def take(
     if not live:
         return Snapshot(name, _tables(kernel, readings), taken=time.time())
     captured = CapturedMemory(memory)
-    space = AddressSpace(captured, kernel.space.paging, kernel.space.root)
-    still = Kernel(space, kernel.profile)
+    still = Kernel(kernel.space.over(captured), kernel.profile)
     still.modules = kernel.modules
     taken, took, stood = time.time(), 0.0, 0.0
     for _ in range(_TRIES):

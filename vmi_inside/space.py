@@ -11,7 +11,7 @@ reads the same.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vmi_inside.arch.paging import Paging
 from vmi_inside.errors import NoMemory, PageFault
-from vmi_inside.memory import PhysicalMemory
+from vmi_inside.memory import Holding, Paravirtual, PhysicalMemory
 from vmi_inside.types import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
 _KEPT_LIMIT = 256  # page tables that are read again to see whether they changed; of more nothing is kept
@@ -75,6 +75,9 @@ class AddressSpace:
         self.memory = memory
         self.paging = paging
         self.root = root
+        # Page tables of a Xen PV guest hold machine frames; all others are read as they are.
+        self._own = memory.entries if isinstance(memory, Paravirtual) else None
+        self._hold = memory.hold if isinstance(memory, Holding) else nullcontext
         self._depth = 0
         # Of each range that was walked what to add to a virtual address to get the physical one (odd: not mapped); for
         # each level below the root, where the tables met on the way are; and what these hold.
@@ -93,20 +96,43 @@ class AddressSpace:
 
     def with_root(self, root: int) -> AddressSpace:
         """The same memory through another top-level table, such as a process's."""
-        return AddressSpace(self.memory, self.paging, root)
+        return self._other(self.memory, root)
+
+    def over(self, memory: PhysicalMemory) -> AddressSpace:
+        """The same page tables, read from another copy of the same guest's memory."""
+        return self._other(memory, self.root)
+
+    def _other(self, memory: PhysicalMemory, root: int) -> AddressSpace:
+        made = AddressSpace(memory, self.paging, root)
+        made._own = self._own
+        return made
+
+    def entry(self, pa: int) -> int:
+        """One entry of a page table, by its address; 0 where it cannot be read."""
+        raw = self.memory.read(pa, self.paging.entry_size)
+        found = int.from_bytes(raw, "little") if raw is not None else 0
+        return found if self._own is None else int(self._own(np.array([found], dtype=np.uint64))[0])
 
     @contextmanager
     def operation(self) -> Iterator[None]:
         """Remember translations until the outermost `operation` ends: one table is one operation."""
-        if self._depth == 0:
-            self._verify()
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
+        with self._hold():
             if self._depth == 0:
-                self._keep()
+                self._verify()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._keep()
+
+    def tables(self, table: U64) -> tuple[U64, Mask]:
+        """The entries of whole page tables (n,): (n, entries), zeros where one cannot be read; and which can."""
+        rows = np.empty((len(table), self.paging.entry_size << self.paging.splits[-1]), dtype=np.uint8)
+        ok = self.memory.gather(table, rows)
+        entries: U64 = rows.view("<u8")
+        return (entries if self._own is None else self._own(entries)), ok
 
     def _keep(self) -> None:
         """Put the page tables aside that were read, for `_verify`."""
@@ -123,8 +149,8 @@ class AddressSpace:
         if not len(at):
             self._forget()
             return
-        now = np.empty_like(before)
-        if not (self.memory.gather(at, now).all() and np.array_equal(now, before)):
+        now, ok = self.tables(at)
+        if not (ok.all() and np.array_equal(now.view(np.uint8), before)):
             self._forget()
 
     def _forget(self) -> None:
@@ -243,6 +269,8 @@ class AddressSpace:
         raw = self.memory.read(table, size)
         # A copy: what is remembered must not change with the guest.
         entries: U64 = np.frombuffer(bytes(raw) if raw is not None else bytes(size), dtype="<u8")
+        if self._own is not None:
+            entries = self._own(entries)
         self._pages[table] = entries
         self._survey(entries, level, va)
         return entries
@@ -254,7 +282,8 @@ class AddressSpace:
         unique = pa[new]
         raw = np.empty((len(unique), 8), dtype=np.uint8)
         self.memory.gather(unique, raw)
-        entries: U64 = raw.view("<u8")[:, 0][np.cumsum(new) - 1]
+        found: U64 = raw.view("<u8")[:, 0]
+        entries: U64 = (found if self._own is None else self._own(found))[np.cumsum(new) - 1]
         return entries
 
     def _whole_tables(self, table: U64, level: NDArray[np.intp], va: U64, index: U64) -> U64:
@@ -266,10 +295,8 @@ class AddressSpace:
         known = unique.tolist()
         fresh = [at for at, pa in enumerate(known) if pa not in self._pages]
         if fresh:
-            entries = 1 << self.paging.splits[-1]
-            rows = np.empty((len(fresh), entries * self.paging.entry_size), dtype=np.uint8)
-            self.memory.gather(unique[fresh], rows)
-            for at, row in zip(fresh, rows.view("<u8"), strict=True):
+            rows, _ = self.tables(unique[fresh])
+            for at, row in zip(fresh, rows, strict=True):
                 self._pages[known[at]] = row
                 self._survey(row, int(level[first[at]]), int(va[first[at]]))
         if len(known) == 1:
@@ -360,6 +387,8 @@ class AddressSpace:
             if raw is None:
                 raise PageFault(va, level)
             entry = int.from_bytes(raw, "little")
+            if self._own is not None:
+                entry = int(self._own(np.array([entry], dtype=np.uint64))[0])
             if not entry & paging.present:
                 raise PageFault(va, level, entry)
             if level == 1 or (level in paging.large and entry & paging.large_bit):

@@ -24,12 +24,12 @@ _FOLDERS: Final = ("bin", "dev", "lab", "lab/box", "modules", "proc", "root", "r
 def initramfs(kernel: Kernel) -> Path:
     """The initramfs for that kernel, built when its parts changed."""
     files = {
-        "bin/busybox": _busybox().read_bytes(),
-        "bin/workload": _workload().read_bytes(),
+        "bin/busybox": busybox().read_bytes(),
+        "bin/workload": workload().read_bytes(),
         "init": (_HERE / "init").read_bytes(),
         **{f"modules/{path.name}": path.read_bytes() for path in kernel.modules},
     }
-    image = _cpio(files)
+    image = cpio(files)
     path = CACHE / "built" / f"initramfs-{kernel.name}-{hashlib.sha256(image).hexdigest()[:16]}.cpio"
     with locked(path):
         if not path.exists():
@@ -37,7 +37,7 @@ def initramfs(kernel: Kernel) -> Path:
     return path
 
 
-def _busybox() -> Path:
+def busybox() -> Path:
     """Debian's static busybox: a dynamic one would not start in an initramfs without libraries."""
     for path in map(Path, _BUSYBOX):
         if path.exists() and b"/lib64/ld-linux" not in path.read_bytes():
@@ -45,7 +45,7 @@ def _busybox() -> Path:
     raise LabError("no static busybox: install busybox-static (tests/lab/setup.sh does)")
 
 
-def _workload() -> Path:
+def workload() -> Path:
     """The guest's program, compiled when its source changed."""
     sources = sorted((_HERE / "workload").glob("*.[ch]"))
     content = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
@@ -73,7 +73,7 @@ def _publish(path: Path, image: bytes) -> None:
     scratch.rename(path)
 
 
-def _cpio(files: dict[str, bytes]) -> bytes:
+def cpio(files: dict[str, bytes]) -> bytes:
     """A newc archive: folders, a console for process 1, and `files`, all executable and root's."""
     entries = [(name, 0o040755, b"", 0) for name in _FOLDERS]
     entries.append(("dev/console", 0o020600, b"", os.makedev(5, 1)))

@@ -84,21 +84,21 @@ def _fetch(suite: str, package: str, home: Path) -> None:
     home.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}.") as scratch:
         work = Path(scratch)
-        config = _apt_config(suite, work / "apt")
-        _run("apt-get", "-c", str(config), "-q", "update")
+        config = apt_config(suite, work / "apt")
+        run("apt-get", "-c", str(config), "-q", "update")
         parts = _parts(config, package)
-        _run("apt-get", "-c", str(config), "-q", "download", *parts, cwd=work)
+        run("apt-get", "-c", str(config), "-q", "download", *parts, cwd=work)
         tree = work / "tree"
         for archive in sorted(work.glob("*.deb")):
-            _run("dpkg-deb", "-x", str(archive), str(tree))
+            run("dpkg-deb", "-x", str(archive), str(tree))
         kept = work / "kept"
         kept.mkdir()
-        _keep(tree, kept)
+        keep(tree, kept)
         (kept / "wanted").write_text(_WANTED)
         kept.rename(home)
 
 
-def _apt_config(suite: str, root: Path) -> Path:
+def apt_config(suite: str, root: Path) -> Path:
     """An apt configuration that shares nothing with the system's but its mirror, proxy and network settings."""
     if not _KEYRING.exists():
         raise LabError(f"{_KEYRING} is missing: install debian-archive-keyring (tests/lab/setup.sh does)")
@@ -137,14 +137,14 @@ def _parts(config: Path, package: str) -> list[str]:
     while todo and len(names) < 16:
         name = todo.pop()
         names.append(name)
-        shown = _run("apt-cache", "-c", str(config), "depends", "--no-recommends", "--no-suggests", name)
+        shown = run("apt-cache", "-c", str(config), "depends", "--no-recommends", "--no-suggests", name)
         for found in re.findall(r"^\s*\|?Depends: (\S+)$", shown, re.MULTILINE):
             if _PART.match(found) and found not in names and found not in todo:
                 todo.append(found)
     return names[1:]
 
 
-def _keep(tree: Path, kept: Path) -> None:
+def keep(tree: Path, kept: Path) -> None:
     """Keep vmlinuz and the modules wanted, out of packages of either layout (`/lib` or `/usr/lib`, `/boot` or not)."""
     images = [path for path in tree.rglob("vmlinuz*") if path.is_file()]
     releases = {path.parts[-2] for path in tree.rglob("modules/*/kernel")}
@@ -152,16 +152,16 @@ def _keep(tree: Path, kept: Path) -> None:
         raise LabError(f"the kernel packages do not look as expected: {images or 'no vmlinuz'}, {releases}")
     shutil.copyfile(images[0], kept / "vmlinuz")
     (kept / "release").write_text(releases.pop() + "\n")
-    there = {_module_name(path): path for path in tree.rglob("*.ko*") if path.is_file()}
+    there = {module_name(path): path for path in tree.rglob("*.ko*") if path.is_file()}
     (kept / "modules").mkdir()
     order: dict[str, bytes] = {}
     for name in MODULES:
-        _load_order(name, there, order)
+        load_order(name, there, order)
     for number, (name, image) in enumerate(order.items()):
         (kept / "modules" / f"{number:02}-{name}.ko").write_bytes(image)
 
 
-def _load_order(name: str, there: dict[str, Path], order: dict[str, bytes]) -> None:
+def load_order(name: str, there: dict[str, Path], order: dict[str, bytes]) -> None:
     """Append `name` to `order`, after what it depends on (`depends=` in its .modinfo)."""
     if name in order or name not in there:
         return
@@ -170,15 +170,15 @@ def _load_order(name: str, there: dict[str, Path], order: dict[str, bytes]) -> N
         image = lzma.decompress(image)
     depends = re.search(rb"\0depends=([^\0]*)\0", image)
     for needed in depends.group(1).decode().split(",") if depends else ():
-        _load_order(needed.replace("-", "_"), there, order)
+        load_order(needed.replace("-", "_"), there, order)
     order[name] = image
 
 
-def _module_name(path: Path) -> str:
+def module_name(path: Path) -> str:
     return path.name.split(".ko")[0].replace("-", "_")
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
+def run(*command: str, cwd: Path | None = None) -> str:
     done = subprocess.run(
         command, cwd=cwd, env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, stdin=subprocess.DEVNULL,
         check=False,

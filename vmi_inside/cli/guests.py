@@ -9,7 +9,7 @@ from vmi_inside.cli.filters import keep
 from vmi_inside.cli.options import connect_option, output_options
 from vmi_inside.cli.output import Output
 
-_SHOWN = plain("id", "name", "state", "vcpus", "memory", "attachable", "reason")
+_SHOWN = plain("id", "name", "kind", "state", "vcpus", "memory", "attachable", "reason")
 _DRIVERS = plain("driver", "target", "available", "guests", "reason")
 
 

@@ -128,8 +128,7 @@ def _writable(space: AddressSpace, va: int) -> bool:
     paging, table = space.paging, space.root
     for level in range(paging.levels, 0, -1):
         shift = paging.shift(level)
-        raw = space.memory.read(table + ((va >> shift) & ((1 << paging.splits[-level]) - 1)) * paging.entry_size, 8)
-        entry = int.from_bytes(raw or b"", "little")
+        entry = space.entry(table + ((va >> shift) & ((1 << paging.splits[-level]) - 1)) * paging.entry_size)
         if not entry & paging.present:
             raise PageFault(va, level, entry)
         if not entry & _WRITABLE:

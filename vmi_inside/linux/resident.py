@@ -94,7 +94,7 @@ def _walk(kernel: Kernel, root: U64, row: I64, left: int) -> Iterator[tuple[_Lea
 
     No more than `left` tables are read.
     """
-    paging, memory = kernel.space.paging, kernel.space.memory
+    paging = kernel.space.paging
     entries = 1 << paging.splits[-1]
     table, owner, base = root, row, np.zeros(len(root), dtype=np.uint64)
     seen = np.zeros(int(row.max()) + 1 if len(row) else 0, dtype=np.int64)
@@ -103,9 +103,7 @@ def _walk(kernel: Kernel, root: U64, row: I64, left: int) -> Iterator[tuple[_Lea
         onward: list[tuple[U64, I64, U64]] = []
         for start in range(0, len(table), _PORTION):
             part = slice(start, start + _PORTION)
-            raw = np.empty((len(table[part]), entries * paging.entry_size), dtype=np.uint8)
-            ok = memory.gather(table[part], raw)
-            words = raw.view("<u8")
+            words, ok = kernel.space.tables(table[part])
             if level == paging.levels:
                 words = words[:, : entries // 2]  # the other half is the kernel's
             at, index = np.nonzero(words)

@@ -140,11 +140,7 @@ class UserPages:
 
     def _tables(self, table: U64) -> U64:
         """Whole tables (k, 512), zeros where they cannot be read."""
-        paging = self.space.paging
-        rows = np.empty((len(table), paging.entry_size << paging.splits[-1]), dtype=np.uint8)
-        self.space.memory.gather(table, rows)
-        entries: U64 = rows.view("<u8")
-        return entries
+        return self.space.tables(table)[0]
 
     def _read(self, which: slice) -> Leaves:
         """The pages that these tables and large pages map, single ones."""

@@ -42,8 +42,7 @@ def access(space: AddressSpace, va: int) -> Access:
     writable = executable = True
     for level, bits in zip(range(paging.levels, 0, -1), paging.splits, strict=True):
         shift = paging.shift(level)
-        raw = space.memory.read(table + ((va >> shift) & ((1 << bits) - 1)) * paging.entry_size, paging.entry_size)
-        entry = int.from_bytes(raw, "little") if raw is not None else 0
+        entry = space.entry(table + ((va >> shift) & ((1 << bits) - 1)) * paging.entry_size)
         if not entry & paging.present:
             raise PageFault(va, level, entry)
         writable &= bool(entry & _WRITABLE)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import PAGE_SIZE, U64, Mask
+from vmi_inside.types import U64, Mask
 
 _WRITABLE: Final = np.uint64(1 << 1)
 _NO_EXECUTE: Final = np.uint64(1 << 63)
@@ -70,9 +70,8 @@ def kernel_mappings(space: AddressSpace) -> Mappings:
         below: list[tuple[U64, U64, Mask, Mask]] = []
         for first in range(0, len(table), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
-            raw = np.empty((len(table[part]), PAGE_SIZE), dtype=np.uint8)
-            whole &= bool(space.memory.gather(table[part], raw).all())
-            entry = raw.view("<u8")
+            entry, readable = space.tables(table[part])
+            whole &= bool(readable.all())
             if level == paging.levels:
                 entry[:, : entries // 2] = 0  # the lower half is a process's
             row, index = np.nonzero(entry & np.uint64(paging.present))

@@ -1,0 +1,129 @@
+"""What a Xen host is made of: Debian's packages, unpacked; a generic kernel; Python's packages for its Python.
+
+Knows names of packages and files. How they become a disk is left to `image`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.lab import CACHE, LabError
+from tests.lab.kernels import MODULES, Kernel, apt_config, keep, load_order, locked, module_name, run
+
+_SUITE: Final = "bookworm"
+_PACKAGES: Final = ("xen-hypervisor-4.17-amd64", "xen-utils-4.17", "python3", "libstdc++6", "busybox-static")
+_KERNEL: Final = "linux-image-amd64"
+_PYTHON: Final = "3.11"  # bookworm's
+_WHEELS: Final = ("numpy>=2", "click>=8.1", "rich>=13", "platformdirs>=4")
+# What dom0 needs of modules: its disk, the host's serial port, and the hypervisor's devices.
+_MODULES: Final = (
+    "virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic",
+    "xen_privcmd", "xen_evtchn", "xen_gntdev", "xen_gntalloc", "xenfs",
+)  # fmt: skip
+# Left out of the disk: what nobody reads in a machine without people.
+_SKIPPED: Final = (
+    "usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/i18n", "usr/share/zoneinfo", "usr/share/perl",
+    "usr/lib/x86_64-linux-gnu/perl-base", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/python3.11/test", "usr/lib/udev",
+    "lib/udev", "lib/modules", "boot", "usr/share/python3", "usr/lib/debug", "usr/share/bash-completion",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Files of one Xen host: `tree` is the root file system, `modules` in an order in which they can be inserted."""
+
+    tree: Path
+    wheels: Path
+    xen: Path
+    vmlinux: Path
+    modules: tuple[Path, ...]
+    guest: Kernel  # the same kernel, with the modules of the lab's guests
+
+
+def parts() -> Parts:
+    """All of it, fetched when it is not in the cache."""
+    wanted = " ".join((_SUITE, *MODULES, *_PACKAGES, _KERNEL, _PYTHON, *_WHEELS, *_MODULES, *_SKIPPED))
+    home = CACHE / "xen" / hashlib.sha256(wanted.encode()).hexdigest()[:16]
+    with locked(home):
+        if not home.exists():
+            _fetch(home)
+    guest = home / "guest"
+    return Parts(
+        home / "tree", home / "wheels", home / "xen", home / "vmlinux", _modules(home),
+        Kernel("xen", (guest / "release").read_text().strip(), home / "vmlinux", _modules(guest)),
+    )  # fmt: skip
+
+
+def _modules(home: Path) -> tuple[Path, ...]:
+    return tuple(sorted((home / "modules").iterdir()))
+
+
+def _fetch(home: Path) -> None:
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}.") as scratch:
+        work = Path(scratch)
+        config = apt_config(_SUITE, work / "apt")
+        run("apt-get", "-c", str(config), "-q", "update")
+        # With nothing installed, by this configuration, all that is depended on is fetched, too.
+        run(
+            "apt-get", "-c", str(config), "-q", "-y", "--download-only", "--no-install-recommends",
+            "-o", "Debug::NoLocking=true", "install", *_PACKAGES,
+        )  # fmt: skip
+        kernel = re.search(r"Depends: (linux-image-\S+)", run("apt-cache", "-c", str(config), "depends", _KERNEL))
+        if kernel is None:
+            raise LabError(f"{_KERNEL} names no kernel")
+        (work / "kernel").mkdir()
+        run("apt-get", "-c", str(config), "-q", "download", kernel[1], cwd=work / "kernel")
+        kept = work / "kept"
+        tree = kept / "tree"
+        tree.mkdir(parents=True)
+        for archive in sorted((work / "apt" / "cache" / "archives").glob("*.deb")):
+            run("dpkg-deb", "-x", str(archive), str(tree))
+        (xen,) = (tree / "boot").glob("xen-*-amd64.gz")
+        (kept / "xen").write_bytes(gzip.decompress(xen.read_bytes()))
+        for path in _SKIPPED:
+            shutil.rmtree(tree / path, ignore_errors=True)
+        _kernel(work, kept)
+        run(
+            sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:",
+            "--python-version", _PYTHON, "--implementation", "cp", "--platform", "manylinux_2_28_x86_64",
+            "--target", str(kept / "wheels"), *_WHEELS,
+        )  # fmt: skip
+        for folder in kept.glob("wheels/**/tests"):
+            shutil.rmtree(folder, ignore_errors=True)
+        kept.rename(home)
+
+
+def _kernel(work: Path, kept: Path) -> None:
+    (archive,) = (work / "kernel").glob("*.deb")
+    run("dpkg-deb", "-x", str(archive), str(work / "unpacked"))
+    (kept / "guest").mkdir()
+    keep(work / "unpacked", kept / "guest")
+    (kept / "vmlinux").write_bytes(unpacked((kept / "guest" / "vmlinuz").read_bytes()))
+    there = {module_name(path): path for path in (work / "unpacked").rglob("*.ko*")}
+    order: dict[str, bytes] = {}
+    for name in _MODULES:
+        load_order(name, there, order)
+    (kept / "modules").mkdir()
+    for number, (name, module) in enumerate(order.items()):
+        (kept / "modules" / f"{number:02}-{name}.ko").write_bytes(module)
+
+
+def unpacked(vmlinuz: bytes) -> bytes:
+    """The ELF image in a bzImage that is packed by xz (Documentation/arch/x86/boot.rst): Xen takes no other."""
+    start = vmlinuz.find(b"\xfd7zXZ\0")
+    if start < 0:
+        raise LabError("a kernel that is not packed by xz")
+    image = lzma.LZMADecompressor().decompress(vmlinuz[start:])
+    if not image.startswith(b"\x7fELF"):
+        raise LabError("a kernel whose image is no ELF file")
+    return image
