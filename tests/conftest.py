@@ -70,7 +70,11 @@ def _of_another_kernel(item: pytest.Item) -> bool:
     """Whether a test that runs on one kernel after the other is about to run on one that is not among the usual."""
     params = getattr(item, "callspec", None)
     values = params.params.values() if params else ()
-    return any(isinstance(value, str) and value in SUITES and value not in _USUAL_KERNELS for value in values)
+    return any(
+        value in SUITES and value.endswith("-cloud") and value not in _USUAL_KERNELS
+        for value in values
+        if isinstance(value, str)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -367,11 +367,11 @@ def attach(
     `target` is a libvirt domain's name, UUID or id (`connect` is the URI, as virsh's `--connect`), or `file:PATH` for a
     memory dump, `qmp:SOCKET` for a QEMU without libvirt, `xen:NAME` or `xen:ID` for a guest of the Xen host whose dom0
     this is, or `libvmi:NAME` for a Xen or KVM domain, or the path of a raw image, read through LibVMI. `raw_split` says
-    of a raw dump without a hole how many of its bytes lie below 4 GiB. `resident_limit` bounds, in bytes, how much of mapped guest RAM stays resident in this
-    process; without it (0) reading the same guest again is quicker. The guest is neither paused nor changed; `writable`
-    is the consent to do so later, `pausing` the consent to pause it only. `profile` is a file for a kernel whose memory
-    does not tell its types or symbols: an ISF file, Rekall's JSON, raw BTF or a vmlinux with BTF, a System.map; several
-    with commas between them.
+    of a raw dump without a hole how many of its bytes lie below 4 GiB. `resident_limit` bounds, in bytes, how much of
+    mapped guest RAM stays resident in this process; without it (0) reading the same guest again is quicker. The guest
+    is neither paused nor changed; `writable` is the consent to do so later, `pausing` the consent to pause it only.
+    `profile` is a file for a kernel whose memory does not tell its types or symbols: an ISF file, Rekall's JSON, raw
+    BTF or a vmlinux with BTF, a System.map; several with commas between them.
 
     Raises `AttachError` (`NoSuchDomain`, `NotRunning`, `PermissionDenied`, `BadDump`, `UnknownKernel`, ...),
     `Unsupported`, `WrongProfile` for a profile of another kernel. What the caller should know beside is in

@@ -77,12 +77,17 @@ class Controls:
         """A block in which a debugger of your own may have the guest: gives the UNIX socket of QEMU's gdb stub.
 
         The guest stands when it begins; the debugger lets it run and stops it as it likes. It is let go afterwards.
-        No other controller has it meanwhile. Raises `Busy` when there is a debugger already.
+        No other controller has it meanwhile. Raises `Busy` when there is a debugger already, `Unsupported` where there
+        is no such stub (Xen).
         """
-        pausing = self._pausing
+        from vmi_inside.control.machine import Debuggable
+
+        pausing, machine = self._pausing, self._pausing.machine
+        if not isinstance(machine, Debuggable):
+            raise Unsupported(f"{machine.name}: a debugger of your own needs QEMU's gdb stub")
         with pausing.paused():
             pausing.tell(stub=True)
-            with pausing.machine.stub() as path:
+            with machine.stub() as path:
                 try:
                     yield path
                 finally:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 #: Kinds of breakpoints (GDB manual, Packets, `Z`): in code, by a debug register, by a debug register on data.
 SOFTWARE, HARDWARE, WRITE, READ, ACCESS = range(5)
@@ -96,14 +96,19 @@ class Machine(Protocol):
         """Readiness for a debugger, and what connects it; it stands still then, and afterwards. Raises `Busy`."""
         ...
 
-    def stub(self) -> AbstractContextManager[str]:
-        """The same for a debugger of somebody's own, which connects to the UNIX socket of that path. Raises `Busy`."""
-        ...
-
     def end_debugger(self) -> None:
         """End what an earlier controller left of that."""
         ...
 
     def close(self) -> None:
         """Let go of it."""
+        ...
+
+
+@runtime_checkable
+class Debuggable(Protocol):
+    """What a machine can do beside, whose debugger others can use, too."""
+
+    def stub(self) -> AbstractContextManager[str]:
+        """Readiness for a debugger of somebody's own, which connects to the UNIX socket of that path. Raises `Busy`."""
         ...
