@@ -68,7 +68,7 @@ def main() -> None:
         (folder / "symbols" / "linux").mkdir(parents=True)
         (folder / "cache").mkdir()
         os.environ["VMI_INSIDE_CACHE"] = str(folder / "profiles")
-        ours = [str(programs / "vmi-inside")]
+        ours = [sys.executable, "-m", "vmi_inside.cli"]
         table = folder / "symbols" / "linux" / "guest.json.xz"
         made, code, _, said = run([*ours, "profile", "export", f"file:{dump}", "-o", str(table)])
         if code:

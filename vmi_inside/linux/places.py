@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 
-from vmi_inside.linux.containers import memberships
 from vmi_inside.linux.paths import paths
 from vmi_inside.linux.view import TaskColumn, View
 from vmi_inside.table import Column, Text, text
@@ -50,6 +49,8 @@ class Placed(View):
     @cached_property
     def memberships(self) -> tuple[Text, Text]:
         """The container and the unit of systemd that each is in."""
+        from vmi_inside.linux.containers import memberships
+
         return memberships(self)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import names, places, scheduling, states, unwind
+from vmi_inside.linux import names, places, scheduling, sleeping, states
 from vmi_inside.linux.view import DEFAULT_PRIORITY, TaskColumn, View, process_table, start_times
 from vmi_inside.table import Table, Text, text
 from vmi_inside.types import I64, PAGE_SIZE, U64
@@ -86,7 +86,7 @@ _COLUMNS: dict[str, TaskColumn[places.Placed]] = {
     "net_namespace": TaskColumn(View.net_namespace, ("nsproxy",)),
     **places.COLUMNS,
     **scheduling.COLUMNS,
-    **unwind.COLUMNS,
+    **sleeping.COLUMNS,
     "kernel_thread": TaskColumn(lambda view: view.kernel_thread, ("flags",)),
     "address": TaskColumn(lambda view: view.tasks.address),
 }

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.view import TaskColumn, View
 from vmi_inside.structs import Structs
+from vmi_inside.table import Text
 from vmi_inside.types import U64, Mask
 
 #: THREAD_SIZE (arch/x86/include/asm/page_64_types.h).
@@ -58,3 +60,14 @@ class Stacks:
         words, owner, _ = self._got.words()
         mine = self.usable[owner]
         return words[mine], owner[mine]
+
+
+def _wait_channel(view: View) -> Text:
+    """The function that each waits in: what finds it is loaded when it is asked for."""
+    from vmi_inside.linux.unwind import wait_channel
+
+    return wait_channel(view)
+
+
+#: The column of processes and threads.
+COLUMNS: Final[dict[str, TaskColumn[View]]] = {"wchan": TaskColumn(_wait_channel, MEMBERS)}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import cputime, scheduling, states, unwind
+from vmi_inside.linux import cputime, scheduling, sleeping, states
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.tasks import PIDTYPE_PID
 from vmi_inside.linux.view import DEFAULT_PRIORITY, TaskColumn, View, process_table, start_times
@@ -54,7 +54,7 @@ _COLUMNS: Final[dict[str, TaskColumn[View]]] = {
     "user_time": TaskColumn(lambda view: _times(view)[0], _TIMES),
     "system_time": TaskColumn(lambda view: _times(view)[1], _TIMES),
     **scheduling.COLUMNS,
-    **unwind.COLUMNS,
+    **sleeping.COLUMNS,
     "kernel_thread": TaskColumn(lambda view: view.kernel_thread, ("flags",)),
     "address": TaskColumn(lambda view: view.tasks.address),
 }

@@ -19,7 +19,7 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux import orc
 from vmi_inside.linux.code import Code
 from vmi_inside.linux.sleeping import MEMBERS, RUNS, Stacks
-from vmi_inside.linux.view import TaskColumn, View
+from vmi_inside.linux.view import View
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text
 from vmi_inside.types import I64, U64, Mask
@@ -104,10 +104,6 @@ def wait_channel(view: View) -> Text:
     out = np.full(len(view.tasks), "", dtype=object)
     out[found.owner] = [name.partition("+")[0] for name in code.symbols(found.address, returns=True).tolist()]
     return out
-
-
-#: The column of processes and threads.
-COLUMNS: Final[dict[str, TaskColumn[View]]] = {"wchan": TaskColumn(wait_channel, MEMBERS)}
 
 
 class _Unwinder:

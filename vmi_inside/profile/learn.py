@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -23,11 +23,13 @@ from vmi_inside.memory import PhysicalMemory
 from vmi_inside.profile import btf, find, kallsyms, vmcoreinfo
 from vmi_inside.profile.cache import Cache
 from vmi_inside.profile.find import SLOT, Banner
-from vmi_inside.profile.given import Given
 from vmi_inside.profile.profile import Build, Profile
 from vmi_inside.profile.symbols import Symbols
 from vmi_inside.space import AddressSpace
 from vmi_inside.types import align_down, align_up
+
+if TYPE_CHECKING:
+    from vmi_inside.profile.given import Given
 
 #: The kernel's image is mapped somewhere in this gigabyte (KERNEL_IMAGE_SIZE, arch/x86/include/asm/page_64_types.h).
 _IMAGE: Final = 0xFFFF_FFFF_8000_0000
