@@ -96,11 +96,11 @@ def test_a_dry_run_shows_every_byte(run: Run, pinger: int) -> None:
         (("network", "--pid", "5", "--uid", "7"), 2, "says to whom"),
         (("network", "--uid", "7", "--children"), 2, "goes with --pid"),
         (("everything", "--pid", "5"), 2, "everything"),
-        (("network", "--pid", "99999"), 11, "no process 99999"),
-        (("network", "--pid", "1"), 15, "--force"),
-        (("network", "--pid", "2"), 15, "kernel thread"),
-        (("network", "--uid", "7", "--allow", "10.0.0.0/40"), 11, "no network"),
-        (("exec", "--uid", "7", "--allow", "10.0.0.0/8"), 11, "nothing to do with exec"),
+        (("network", "--pid", "99999"), 12, "no process 99999"),
+        (("network", "--pid", "1"), 16, "--force"),
+        (("network", "--pid", "2"), 16, "kernel thread"),
+        (("network", "--uid", "7", "--allow", "10.0.0.0/40"), 12, "no network"),
+        (("exec", "--uid", "7", "--allow", "10.0.0.0/8"), 12, "nothing to do with exec"),
     ],
 )
 def test_one_line_says_what_is_wrong(run: Run, words: tuple[str, ...], code: int, wanted: str) -> None:
