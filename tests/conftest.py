@@ -87,8 +87,14 @@ def _prerequisites() -> None:
 
 
 @pytest.fixture(scope="session")
-def lab(_prerequisites: None) -> Iterator[Daemon]:
+def lab(_daemon: Daemon) -> Daemon:
     """A private libvirt daemon; `lab.boot(Shape(...))` boots a guest in it, which ends with the session."""
+    return _daemon
+
+
+@pytest.fixture(scope="session")
+def _daemon(_prerequisites: None) -> Iterator[Daemon]:
+    """The same for the fixtures here: a module may have a `lab` of its own."""
     from tests.lab.libvirt import Daemon
 
     daemon = Daemon.start()
@@ -108,7 +114,7 @@ def lab_boot(request: pytest.FixtureRequest) -> Boot:
         from tests.lab.__main__ import kept
 
         return lambda **shape: kept(Shape(**shape))
-    lab: Daemon = request.getfixturevalue("lab")
+    lab: Daemon = request.getfixturevalue("_daemon")
     running: dict[Shape, LabGuest] = {}
 
     def boot(**shape: Any) -> LabGuest:
@@ -151,12 +157,12 @@ def watched_guest(lab_boot: Boot, request: pytest.FixtureRequest) -> LabGuest:
 
 
 @pytest.fixture
-def lab_fresh(lab: Daemon) -> Iterator[Boot]:
+def lab_fresh(_daemon: Daemon) -> Iterator[Boot]:
     """Boots guests for one test alone, which may stop, reboot or destroy them."""
     with ExitStack() as stack:
 
         def boot(**shape: Any) -> LabGuest:
-            guest = lab.boot(Shape(**shape))
+            guest = _daemon.boot(Shape(**shape))
             stack.callback(guest.destroy)
             return guest
 
