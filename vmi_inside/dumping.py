@@ -1,4 +1,4 @@
-"""Dumps of a guest's memory: ELF cores that crash, drgn and makedumpfile open, raw images, LiME.
+"""Dumps of a guest's memory: ELF cores with VMCOREINFO, raw images, LiME.
 
 Knows what these files look like, and how memory gets into them quickly: in large pieces, zeros as holes, the checksum
 made on the way. What a kernel tells those who dump it is `linux.vmcore`'s knowledge; whether the guest stands still,

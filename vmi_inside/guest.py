@@ -241,7 +241,7 @@ class Guest(Tables, ProcessControls, GateControls):
         force: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Dumped:
-        """All of the guest's memory as a file: an ELF core that crash and drgn open, or `raw`, or `lime`.
+        """All of the guest's memory as a file: an ELF core with VMCOREINFO, or `raw`, or `lime`.
 
         The guest goes on meanwhile, so that what is in there is of several moments, unless `pause`, which needs
         `attach(pausing=True)`; a core then has the vCPUs' `registers`, too. Pages of zeros are holes in the file;

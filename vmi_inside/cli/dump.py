@@ -35,7 +35,7 @@ Examples:
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE")
 @click.option(
     "--as", "format_", type=click.Choice(_FORMATS), default="elf", show_default=True,
-    help="elf is a core that crash, drgn and makedumpfile open; raw has nothing but memory, at its address; or LiME's.",
+    help="elf is a core with VMCOREINFO, as drgn wants it; raw has nothing but memory, at its address; or LiME's.",
 )  # fmt: skip
 @click.option("--zstd", "compress", is_flag=True, help="Compress the file, which then is a zstd stream.")
 @click.option(
@@ -55,7 +55,7 @@ def dump(
 ) -> None:  # fmt: skip
     """Write all of a guest's memory to a file.
 
-    It is for crash, drgn, volatility3 and others.
+    It is for drgn, gdb, volatility3 and others.
 
     The core has the kernel's VMCOREINFO, which the guest need not have told its hypervisor. Pages of zeros are holes in
     the file. Its checksum goes to stdout. A file that is there is not written over, and of one that could not be
