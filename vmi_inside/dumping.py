@@ -281,7 +281,7 @@ def _read(memory: PhysicalMemory, start: int, size: int) -> tuple[U8, int]:
     """Memory as it is now, copied, and how much of it could not be read: that is zeros."""
     found = memory.read(start, size)
     if found is not None:
-        return np.frombuffer(found, np.uint8).copy() if size < 1 << 20 else np.frombuffer(found, np.uint8), 0
+        return np.frombuffer(found, np.uint8).copy() if size < 2 << 20 else np.frombuffer(found, np.uint8), 0
     pa: U64 = np.arange(start, start + size, PAGE_SIZE, dtype=np.uint64)
     rows = np.empty((len(pa), PAGE_SIZE), np.uint8)
     ok = memory.gather(pa, rows)

@@ -93,6 +93,7 @@ class AddressSpace:
             (paging.shift(level), (1 << bits) - 1, level, paging.large_bit if level in paging.large else 0)
             for level, bits in zip(range(paging.levels, 0, -1), paging.splits, strict=True)
         ]
+        self._signs = 0, (1 << (65 - paging.canonical)) - 1  # of the bits above: the two halves
 
     def with_root(self, root: int) -> AddressSpace:
         """The same memory through another top-level table, such as a process's."""
@@ -247,7 +248,7 @@ class AddressSpace:
     def _walk_one(self, va: int) -> tuple[int, int]:
         """As `_walk`, of one address."""
         paging = self.paging
-        if va >> (paging.canonical - 1) not in (0, (1 << (65 - paging.canonical)) - 1):
+        if va >> (paging.canonical - 1) not in self._signs:
             return int(_UNMAPPED), PAGE_SIZE
         table, below = self.root, PAGE_SHIFT
         for below, mask, level, large in self._steps:
@@ -376,14 +377,16 @@ class AddressSpace:
             shift, _ = self._walk_one(va & MASK64)
             if not shift & 1:
                 return (va + shift) & MASK64
-        paging = self.paging
-        sign = (va & MASK64) >> (paging.canonical - 1)
-        if sign not in (0, (1 << (65 - paging.canonical)) - 1):
+        return self._leaf(va & MASK64)[0]
+
+    def _leaf(self, va: int) -> tuple[int, int, int]:
+        """Physical address, how many address bits the page has, and the table with its entry. Raises `PageFault`."""
+        paging, read = self.paging, self.memory.read
+        if va >> (paging.canonical - 1) not in self._signs:
             raise PageFault(va, paging.levels)
-        table = self.root
-        for level, bits in zip(range(paging.levels, 0, -1), paging.splits, strict=True):
-            shift = paging.shift(level)
-            raw = self.memory.read(table + ((va >> shift) & ((1 << bits) - 1)) * paging.entry_size, paging.entry_size)
+        table, width = self.root, paging.entry_size
+        for below, mask, level, large in self._steps:
+            raw = read(table + ((va >> below) & mask) * width, width)
             if raw is None:
                 raise PageFault(va, level)
             entry = int.from_bytes(raw, "little")
@@ -391,25 +394,66 @@ class AddressSpace:
                 entry = int(self._own(np.array([entry], dtype=np.uint64))[0])
             if not entry & paging.present:
                 raise PageFault(va, level, entry)
-            if level == 1 or (level in paging.large and entry & paging.large_bit):
-                inside = (1 << shift) - 1
-                return (entry & paging.address & ~inside) | (va & inside)
-            table = entry & paging.address
+            target = entry & paging.address
+            if level == 1 or entry & large:
+                return target & -1 << below | va & ~(-1 << below), below, table
+            table = target
         raise PageFault(va, 1)
 
     def read(self, va: int, size: int) -> bytes:
         """`size` bytes at `va`, whole or not at all. Raises `PageFault` or `NoMemory`."""
-        parts = []
-        while size > 0:
-            step = min(size, PAGE_SIZE - (va & PAGE_MASK))
-            pa = self.translate_one(va)
+        parts: list[bytes | memoryview] = []
+        for pa, step in self._extents(va, size):
             part = self.memory.read(pa, step)
             if part is None:
                 raise NoMemory(pa, step)
-            parts.append(bytes(part))
-            va = (va + step) & MASK64
+            parts.append(part)
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+    def _extents(self, va: int, size: int) -> Iterator[tuple[int, int]]:
+        """What a virtual range is in physical memory: addresses and sizes. Raises `PageFault`."""
+        if 0 < size <= PAGE_SIZE - (va & PAGE_MASK):
+            yield self.translate_one(va), size
+            return
+        while size > 0:
+            va &= MASK64
+            pa, below, table = self._leaf(va)
+            step = min(size, (1 << below) - (va & ~(-1 << below)))
+            if step == size or below != PAGE_SHIFT:
+                yield pa, step
+            else:  # small pages: all that the table has of the range at once, and what adjoins is one
+                pages = min((size + (va & PAGE_MASK) + PAGE_MASK) >> PAGE_SHIFT, self._left(va))
+                step = min(size, (pages << PAGE_SHIFT) - (va & PAGE_MASK))
+                yield from self._adjoining(table, va, step)
+            va += step
             size -= step
-        return b"".join(parts)
+
+    def _left(self, va: int) -> int:
+        """Entries of the lowest table from that address's own on."""
+        count = 1 << self.paging.splits[-1]
+        return count - (va >> PAGE_SHIFT & count - 1)
+
+    def _adjoining(self, table: int, va: int, size: int) -> Iterator[tuple[int, int]]:
+        """As `_extents`, of a range that one lowest table has."""
+        count = (size + (va & PAGE_MASK) + PAGE_MASK) >> PAGE_SHIFT
+        first = (1 << self.paging.splits[-1]) - self._left(va)
+        raw = self.memory.read(table + first * self.paging.entry_size, count * self.paging.entry_size)
+        if raw is None:
+            raise PageFault(va, 1)
+        entries = np.frombuffer(bytes(raw), dtype="<u8")
+        if self._own is not None:
+            entries = self._own(entries)
+        absent = np.flatnonzero(entries & np.uint64(self.paging.present) == 0)
+        if len(absent):
+            raise PageFault(((va >> PAGE_SHIFT) + int(absent[0])) << PAGE_SHIFT, 1, int(entries[absent[0]]))
+        pa = entries & np.uint64(self.paging.address)
+        begins = np.flatnonzero(np.diff(pa) != np.uint64(PAGE_SIZE)) + 1
+        begin = 0
+        for end in [*begins.tolist(), count]:
+            skip = va & PAGE_MASK if begin == 0 else 0
+            stop = min(end << PAGE_SHIFT, size + (va & PAGE_MASK))
+            yield int(pa[begin]) + skip, stop - (begin << PAGE_SHIFT) - skip
+            begin = end
 
     def read_u64(self, va: int) -> int:
         """The little-endian 64-bit number at `va`. Raises `PageFault` or `NoMemory`."""

@@ -25,7 +25,7 @@ from vmi_inside.errors import AttachError, NoMemory
 from vmi_inside.memory import Releasing, Run
 from vmi_inside.types import PAGE_SIZE, U8, U64, Mask, align_down, align_up
 
-LARGE: Final = 1 << 20
+LARGE: Final = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class SharedMemory(MappedMemory):
         self._files = [(file.fd, offset) for _, file, offset in sorted(pieces, key=lambda piece: piece[0])]
 
     def read(self, pa: int, size: int) -> bytes | memoryview | None:
-        """See `PhysicalMemory.read`: a view, or from 1 MiB on a copy."""
+        """See `PhysicalMemory.read`: a view, or from 2 MiB on a copy."""
         parts = self._placement.parts(pa, size) if size >= LARGE else None
         if parts is None:
             return super().read(pa, size)
