@@ -2,6 +2,7 @@
 # make test   all tests, those that boot real guests too; make fast leaves these out. Tests that run on one kernel after the
 #             other do so on two; PYTEST_ARGS=--all-kernels has them run on all, PYTEST_ARGS=--xen on a Xen host, too
 # make lint   ruff and mypy
+# make benchmark   vmi-inside beside its peers on guests of several sizes: an hour, and 280 MB to fetch
 # Each sets up what it needs on a Debian-like machine, as root or with sudo: see tests/lab/setup.sh.
 
 VENV := .venv
@@ -9,7 +10,7 @@ PYTEST_ARGS ?=
 # Reading a QEMU process, and a libvirt daemon of one's own, are root's.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo -E)
 
-.PHONY: demo test fast lint system setup clean
+.PHONY: demo test fast lint benchmark system setup clean
 
 demo: setup
 	$(AS_ROOT) $(VENV)/bin/python -m tests.lab demo
@@ -24,6 +25,10 @@ lint: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy --strict vmi_inside
+
+benchmark: setup
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -e '.[benchmark]'
+	$(AS_ROOT) benchmarks/run
 
 setup: $(VENV)/installed
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import vmi_inside
-from benchmarks.run import Counted, median
+from benchmarks.counted import Counted, median
 from tests.lab.guest import Shape
 from tests.lab.libvirt import Daemon
 from vmi_inside.snapshot import Snapshot
