@@ -19,7 +19,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from vmi_inside.control.assemble import Assembler, At
@@ -59,6 +59,8 @@ _OBSTACLES: Final = {
     "report_cfi_failure": "it checks the types of functions that it calls",
     "rt_spin_lock": "its interrupts may not ask for memory",
 }
+#: `refcount_t` counts no further (include/linux/refcount.h).
+_MOST: Final = (1 << 31) - 1
 _FIRST_CPU: Final = 0
 _POLL: Final = 0.01
 _TRIES: Final = 20
@@ -68,13 +70,19 @@ _TRIES: Final = 20
 class Calls:
     """What is to be called: a function, with each row of up to six integers; then `after`, with each row's first.
 
-    `writes` are made together with code and rows, and not if these are not: of (address, old, new).
+    `guards` (address, value of 64 bits) must hold at the moment at which `references` (addresses of counts of 32 bits,
+    one for each row) are raised, so that what the calls are about lives until they are made. `after` lowers them.
     """
 
     function: int
     rows: Sequence[Sequence[int]]
     after: int | None = None
-    writes: tuple[tuple[int, bytes, bytes], ...] = ()
+    guards: Sequence[tuple[int, int]] = ()
+    references: Sequence[int] = ()
+
+    def first(self, count: int) -> Calls:
+        """No more than so many rows of them; guards are no fewer."""
+        return replace(self, rows=self.rows[:count], references=self.references[:count])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,29 +129,30 @@ class Deferring:
         self.kernel: Kernel = controls.kernel
 
     def run(
-        self, prepare: Callable[[Change | None], Calls], reason: str, detail: dict[str, Any], timeout: float = TIMEOUT
+        self, find: Callable[[], Calls], reason: str, detail: dict[str, Any], timeout: float = TIMEOUT
     ) -> list[int]:
-        """Call what `prepare` tells, and give what was returned for each row (RAX, unsigned).
+        """Call what `find` finds, and give what was returned for each row (RAX, unsigned): ROW_LIMIT at the most.
 
-        `prepare` is asked with the guest standing still; first without a change, with the guest running, for how many
-        rows there may be. Raises `Unsafe` when the calls have not ended in `timeout` seconds: they go on, and what
-        stands in the guest for them is taken out by the next one, or by `undo`. Raises `Conflict`, `Unsupported`.
+        It is asked again when the guards do not hold. Raises `Unsafe` when the calls have not ended in `timeout`
+        seconds: they go on, and what stands in the guest for them is taken out by the next one, or by `undo`. Raises
+        `Conflict`, `Unsupported`.
         """
         with self.controls.transaction_lock():
             room = self._room()
             queue = self._queue()
             self.finish(timeout)
-            expected = len(prepare(None).rows)
+            expected = len(find().rows)
             if not expected:
                 return []
-            pages, order = self._allocate(expected)
+            pages, order = self._allocate(min(expected, ROW_LIMIT))
             try:
-                count = self._place(room, pages, order, prepare, reason, detail)
+                count = self._place(room, pages, order, find, reason, detail)
             except BaseException:
                 with suppress(VmiError):  # what went wrong first is what is told
                     self._free(pages, order)
                 raise
-            return self._complete(room, _Left(pages, order), queue, timeout, count)
+            self._call("queue_work_on", _FIRST_CPU, queue, pages)
+            return self._complete(room, _Left(pages, order), timeout, count)
 
     def finish(self, timeout: float = TIMEOUT) -> bool:
         """Complete what an earlier controller left, if it did. Raises `Conflict` where something else stands there."""
@@ -152,7 +161,10 @@ class Deferring:
             left = self._left(room)
             if left is None:
                 return False
-            self._complete(room, left, self._queue(), timeout, 0)
+            done, every = self._progress(left.pages, left.order)
+            if done < every and not self._call("work_busy", left.pages) & 0xFFFF_FFFF:
+                self._call("queue_work_on", _FIRST_CPU, self._queue(), left.pages)
+            self._complete(room, left, timeout, 0)
             return True
 
     def undo(self, entry: Entry) -> Entry:
@@ -160,6 +172,10 @@ class Deferring:
         if not any(one.id == entry.id for one in self.controls.standing()) or not self.finish():
             raise NotUndoable(f"entry {entry.id}: its calls have ended, and nothing of them is left to undo")
         return next(one for one in reversed(self.controls.journal()) if one.detail.get("undoes") == entry.id)
+
+    def check(self) -> None:
+        """Raise `Unsupported` where this kernel cannot be told to make such calls."""
+        self._room()
 
     # -- what there is in the guest -----------------------------------------------------------------------------------
 
@@ -207,8 +223,6 @@ class Deferring:
 
     def _allocate(self, rows: int) -> tuple[int, int]:
         """Pages for so many rows, and how many as a power of two. Raises `ControlError` when the guest has none."""
-        if rows > ROW_LIMIT:
-            raise ControlError(f"{rows} calls; {ROW_LIMIT} at the most are made in one go")
         size = _ROWS_AT + rows * _ROW
         order = next(one for one in range(_ORDER_LIMIT + 1) if PAGE_SIZE << one >= size)
         # No flag at all: neither sleep for memory nor take the last of it.
@@ -218,26 +232,22 @@ class Deferring:
         return pages, order
 
     def _place(
-        self, room: int, pages: int, order: int, prepare: Callable[[Change | None], Calls], reason: str,
-        detail: dict[str, Any],
-    ) -> int:  # fmt: skip
+        self, room: int, pages: int, order: int, find: Callable[[], Calls], reason: str, detail: dict[str, Any]
+    ) -> int:
         """Write code and rows as one change; how many rows."""
         refused: Exception | None = None
         for _ in range(_TRIES):
             try:
+                calls = find().first(((PAGE_SIZE << order) - _ROWS_AT) // _ROW)
                 with self.controls.transaction(reason, kind=KIND, detail=detail, code=True) as change:
-                    calls = prepare(change)
-                    rows = calls.rows[: ((PAGE_SIZE << order) - _ROWS_AT) // _ROW]
-                    change.make(self._writes(change, room, pages, order, calls, rows))
-                return len(rows)
+                    change.make(self._writes(change, room, pages, order, calls))
+                return len(calls.rows)
             except (Conflict, MemoryFault) as error:  # what they are about changed meanwhile
                 refused = error
                 time.sleep(_POLL)
         raise refused or ControlError(f"{reason}: not done")
 
-    def _writes(
-        self, change: Change, room: int, pages: int, order: int, calls: Calls, rows: Sequence[Sequence[int]]
-    ) -> Iterable[Write]:
+    def _writes(self, change: Change, room: int, pages: int, order: int, calls: Calls) -> Iterable[Write]:
         code = assemble(room + _CODE_AT, calls.function, calls.after)
         image = _HEADER.pack(_MAGIC, pages, order, len(code)).ljust(_CODE_AT, b"\0") + code
         work = self.kernel.struct("work_struct")
@@ -247,22 +257,26 @@ class Deferring:
         for at, value in (
             (work.member("entry").offset, entry), (work.member("entry").offset + 8, entry),
             (work.member("func").offset, room + _CODE_AT), (_NEXT, pages + _ROWS_AT),
-            (_END, pages + _ROWS_AT + _ROW * len(rows)),
+            (_END, pages + _ROWS_AT + _ROW * len(calls.rows)),
         ):  # fmt: skip
             table[at : at + 8] = value.to_bytes(8, "little")
-        for row in rows:
+        for row in calls.rows:
             words = [value & MASK64 for value in (*row, *[0] * (8 - len(row)))]
             table += struct.pack("<8Q", *words)
         yield Write(pages, change.read(pages, len(table)), bytes(table))
         yield Write(room, _EMPTY[: len(image)], image, code=True)
-        for address, old, new in calls.writes:
-            yield Write(address, old, new)
+        for address, value in calls.guards:
+            raw = value.to_bytes(8, "little")
+            yield Write(address, raw, raw)
+        for address in calls.references:
+            old = change.read(address, 4)
+            count = int.from_bytes(old, "little")
+            if not 0 < count < _MOST:
+                raise Conflict(f"what is counted at {address:#x} has ended, or is no count: {count:#x}")
+            yield Write(address, old, (count + 1).to_bytes(4, "little"))
 
-    def _complete(self, room: int, left: _Left, queue: int, timeout: float, wanted: int) -> list[int]:
-        """Have the rows called that are still to be; take everything out; what the first `wanted` rows returned."""
-        done, every = self._progress(left.pages, left.order)
-        if done < every and not self._busy(left.pages):
-            self._call("queue_work_on", _FIRST_CPU, queue, left.pages)
+    def _complete(self, room: int, left: _Left, timeout: float, wanted: int) -> list[int]:
+        """Wait for the calls, and take everything out; what the first `wanted` rows returned."""
         deadline = time.monotonic() + timeout
         while True:
             done, every = self._progress(left.pages, left.order)
@@ -277,10 +291,6 @@ class Deferring:
         raw = self.kernel.space.read(left.pages + _ROWS_AT, _ROW * min(wanted, every)) if wanted else b""
         self._free(left.pages, left.order)
         return [int.from_bytes(raw[at : at + 8], "little") for at in range(_RESULT, len(raw), _ROW)]
-
-    def _busy(self, work: int) -> bool:
-        """Whether the kernel says that the work waits or runs."""
-        return bool(self._call("work_busy", work) & 0xFFFF_FFFF)
 
     def _taken_out(self, room: int, left: _Left) -> bool:
         """Put back the padding, if nobody can be in the code any more; whether that was done."""

@@ -53,7 +53,7 @@ class ProcessControls(Controls):
         shown = function if isinstance(function, str) else f"{function:#x}"
         calls = deferred.Calls(address, (arguments,))
         detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
-        return deferred.Deferring(self).run(lambda _: calls, reason or f"{shown}({words})", detail, timeout)[0]
+        return deferred.Deferring(self).run(lambda: calls, reason or f"{shown}({words})", detail, timeout)[0]
 
     def signal(self, pid: int | Iterable[int], number: int = signal.SIGTERM, *, force: bool = False) -> None:
         """Send a signal to a process, or to several, as the guest's kernel does it: with all its effects.

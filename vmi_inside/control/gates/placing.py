@@ -14,6 +14,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
 from vmi_inside.control.gates import marks, operations, rules
+from vmi_inside.control.gates.aborting import Aborted, Aborting
 from vmi_inside.control.gates.changes import Change, Plan
 from vmi_inside.control.gates.layout import Network, Rule, Scope, State
 from vmi_inside.control.gates.rules import Subject
@@ -40,13 +41,14 @@ _LOOK_AGAIN: Final = 0.02
 class Outcome:
     """What was done: the journal's entry (None for a dry run), seconds that the guest stood still, what was written.
 
-    `notes` is what there is to say beside.
+    `aborted` is what became of open connections, where that was asked for. `notes` is what there is to say beside.
     """
 
     entry: Entry | None
     seconds: float
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
+    aborted: Aborted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +62,21 @@ class Denial:
     errno: str = "EACCES"
     force: bool = False
     reason: str = ""
+    abort: bool = False
 
     def __post_init__(self) -> None:
         known(self.operation)
         if self.errno not in ERRNOS:
             raise ControlError(f"a refused call ends in {' or '.join(ERRNOS)}, not in {self.errno}")
-        if self.operation != operations.NETWORK and (self.networks or self.unix):
-            raise ControlError(f"networks and unix sockets have nothing to do with {self.operation}")
+        if self.operation != operations.NETWORK and (self.networks or self.unix or self.abort):
+            raise ControlError(f"networks, unix sockets and connections have nothing to do with {self.operation}")
 
     def detail(self) -> dict[str, Any]:
         """For the journal."""
         return {
             "gate": "deny", "operation": self.operation, "subject": str(self.subject), "errno": self.errno,
             "allow": [str(network) for network in self.networks], "unix": self.unix,
+            "abort": self.abort,
         }  # fmt: skip
 
 
@@ -105,6 +109,7 @@ class Placing:
 
     def deny(self, asked: Denial, *, dry: bool = False) -> Outcome:
         """Refuse the operation to the subject. Raises `Conflict` when that stands already, `ControlError`, `Unsafe`."""
+        placed = [0]
 
         def plan(number: str) -> tuple[Plan, list[Change], State]:
             before, raw = self.site.read()
@@ -125,7 +130,7 @@ class Placing:
             if found.scope == Scope.MARKED:
                 found, words = marks.mark(self.kernel, state, found)
                 more += words
-            slot = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
+            slot = placed[0] = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
             counter, begun = self.site.spare_counter(state)
             rule = Rule(
                 bit, found.scope, operations.families(known(asked.operation), unix=asked.unix), ERRNOS[asked.errno],
@@ -138,15 +143,16 @@ class Placing:
             except ValueError as error:
                 raise ControlError(f"no more gates: {error}") from None
 
+        aborting = Aborting(self.controls, self.site.offsets) if asked.abort else None
         reason = _because(f"deny {asked.operation} to {asked.subject}", asked.reason)
         outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True)
-        if asked.subject.children and not dry:
-            bit = known(asked.operation).bit
-            rule = next(
-                one for one in after.rules.values()
-                if (one.operations, one.scope, one.pid) == (bit, Scope.MARKED, asked.subject.pid)
-            )  # fmt: skip
+        if dry:
+            return outcome
+        rule = after.rules[placed[0]]
+        if asked.subject.children:
             self._follow(lambda: marks.unmarked(self.kernel, after, rule), reason)
+        if aborting is not None:
+            outcome = self._abort(aborting, outcome, rule, after.mark, reason)
         return outcome
 
     def allow(
@@ -182,6 +188,14 @@ class Placing:
         if cleared[0] and not dry:
             self._follow(lambda: marks.clear(self.kernel, before, cleared[0]), f"allow {words}")
         return outcome
+
+    def _abort(self, aborting: Aborting, outcome: Outcome, rule: Rule, mark: int, reason: str) -> Outcome:
+        """Raises `Unsafe` where that cannot be done; the gate stands then."""
+        try:
+            aborted = aborting.abort(rule, mark, reason)
+        except (Unsafe, Conflict) as error:
+            raise type(error)(f"the gate stands, but not all connections could be ended: {error}") from error
+        return replace(outcome, aborted=aborted, notes=(*outcome.notes, aborted.words()))
 
     # -- one transaction ----------------------------------------------------------------------------------------------
 
