@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmi_inside.control.controls import Controls
 
 if TYPE_CHECKING:
     from vmi_inside.control.gates.placing import Outcome, Placing
+    from vmi_inside.control.journal import Entry
+
+
+#: What the journal calls a change of gates.
+KIND: Final = "gate"
 
 
 class GateControls(Controls):
@@ -73,6 +78,14 @@ class GateControls(Controls):
 
         nobody = pid is None and cgroup is None and uid is None
         return self._placing.allow(operation, None if nobody else Subject(pid, False, cgroup, uid), reason, dry=dry_run)
+
+    def undo(self, number: int) -> Entry:
+        """Take one change back; see `Controls.undo`. Of gates, the marks of who was born meanwhile go, or come, too."""
+        made = super().undo(number)
+        undone = self._journal.find(number)
+        if undone is not None and undone.kind == KIND:
+            self._placing.settle(undone)
+        return made
 
     @cached_property
     def _placing(self) -> Placing:

@@ -109,7 +109,7 @@ class Placing:
 
     def deny(self, asked: Denial, *, dry: bool = False) -> Outcome:
         """Refuse the operation to the subject. Raises `Conflict` when that stands already, `ControlError`, `Unsafe`."""
-        placed = [0]
+        placed, marked = [0], [0]
 
         def plan(number: str) -> tuple[Plan, list[Change], State]:
             before, raw = self.site.read()
@@ -130,6 +130,7 @@ class Placing:
             if found.scope == Scope.MARKED:
                 found, words = marks.mark(self.kernel, state, found)
                 more += words
+                marked[0] = found.number
             slot = placed[0] = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
             counter, begun = self.site.spare_counter(state)
             rule = Rule(
@@ -145,12 +146,12 @@ class Placing:
 
         aborting = Aborting(self.controls, self.site.offsets) if asked.abort else None
         reason = _because(f"deny {asked.operation} to {asked.subject}", asked.reason)
-        outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True)
+        outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True, bits=lambda: marked[0])
         if dry:
             return outcome
         rule = after.rules[placed[0]]
         if asked.subject.children:
-            self._follow(lambda: marks.unmarked(self.kernel, after, rule), reason)
+            self._follow(lambda: marks.unmarked(self.kernel, after.mark, rule), reason)
         if aborting is not None:
             outcome = self._abort(aborting, outcome, rule, after.mark, reason)
         return outcome
@@ -178,15 +179,17 @@ class Placing:
                 raise ControlError(f"{words} is not denied; nothing was changed")
             after = replace(before, rules={at: rule for at, rule in before.rules.items() if at not in gone})
             cleared[0] = sum({rule.number for rule in gone.values() if rule.scope == Scope.MARKED})
-            changes = marks.clear(self.kernel, before, cleared[0]) if cleared[0] else []
+            changes = marks.clear(self.kernel, before.mark, cleared[0]) if cleared[0] else []
             changes += self._uncount(gone.values())
             return self.site.plan(before, raw, after), changes, before
 
         words = f"{operation or 'anything'} to {subject or 'anybody'}"
         detail = {"gate": "allow", "operation": operation or "", "subject": str(subject or "")}
-        outcome, before = self._do(plan, _because(f"allow {words}", reason), detail, dry=dry, coming=False)
+        outcome, before = self._do(
+            plan, _because(f"allow {words}", reason), detail, dry=dry, coming=False, bits=lambda: cleared[0]
+        )
         if cleared[0] and not dry:
-            self._follow(lambda: marks.clear(self.kernel, before, cleared[0]), f"allow {words}")
+            self._follow(lambda: marks.clear(self.kernel, before.mark, cleared[0]), f"allow {words}")
         return outcome
 
     def _abort(self, aborting: Aborting, outcome: Outcome, rule: Rule, mark: int, reason: str) -> Outcome:
@@ -197,13 +200,32 @@ class Placing:
             raise type(error)(f"the gate stands, but not all connections could be ended: {error}") from error
         return replace(outcome, aborted=aborted, notes=(*outcome.notes, aborted.words()))
 
+    def settle(self, entry: Entry) -> None:
+        """After a change of gates was undone: who was born meanwhile bears the marks that stand, and no others."""
+        mark, bits = entry.detail.get("mark"), entry.detail.get("bits")
+        if not isinstance(mark, int) or not isinstance(bits, int) or not mark:
+            return
+        state, _ = self.site.read()
+        listed = [rule for rule in state.rules.values() if rule.scope == Scope.MARKED] if state else []
+        standing = [rule for rule in listed if rule.number & bits]
+        stale = bits & ~sum({rule.number for rule in listed})
+
+        def missing() -> list[Change]:
+            found = marks.clear(self.kernel, mark, stale) if stale else []
+            return found + [one for rule in standing for one in marks.unmarked(self.kernel, mark, rule)]
+
+        self._follow(missing, f"undo of {entry.id}")
+
     # -- one transaction ----------------------------------------------------------------------------------------------
 
     def _do(
         self, plan: Callable[[str], tuple[Plan, list[Change], State]], reason: str, detail: Mapping[str, Any], *,
-        dry: bool, coming: bool,
+        dry: bool, coming: bool, bits: Callable[[], int],
     ) -> tuple[Outcome, State]:  # fmt: skip
-        """Plan, stop the guest, write. What changed in between is seen before anything is written, and planned anew."""
+        """Plan, stop the guest, write. What changed in between is seen before anything is written, and planned anew.
+
+        `bits` are the marks in tasks that come or go, for who undoes it.
+        """
         made, more, state = plan("")  # what is wrong with it is found before all else
         if dry:
             return Outcome(None, 0.0, (*more, *made.records, *made.code), made.notes), state
@@ -219,10 +241,12 @@ class Placing:
                 try:
                     with self.controls.transaction(reason, kind="gate", detail=detail, code=True) as change:
                         pause = change.pause
+                        change.detail.update(mark=state.mark, bits=bits())
                         if made.inside:
                             change.nobody_in([self.site.code_range])
                         change.make(
-                            Write(one.address, b"" if one.moving else one.old, one.new, one in code) for one in changes
+                            Write(one.address, b"" if one.moving else one.old, one.new, one in code, one.space)
+                            for one in changes
                         )  # fmt: skip
                 except (Conflict, Unsafe, MemoryFault) as error:
                     refused = error
@@ -250,7 +274,7 @@ class Placing:
                     suppress(Conflict, MemoryFault),  # tasks come and go
                     self.controls.transaction(f"{reason}: children made meanwhile", kind="gate") as change,
                 ):
-                    change.make(Write(one.address, one.old, one.new) for one in missing())
+                    change.make(Write(one.address, one.old, one.new, space=one.space) for one in missing())
             elif (clean := clean + 1) == _LOOKS:
                 return
 
