@@ -56,6 +56,30 @@ socket 128
 msghdr 96
     msg_name 0 *void
     msg_namelen 8 i32
+dentry 192
+    d_hash 8 bl_node
+    d_parent 24 *dentry
+    d_name 32 qstr
+    d_inode 48 *inode
+    d_child 128 list_head
+    d_subdirs 144 list_head
+inode 616
+    i_mode 0 u16
+    i_sb 40 *super_block
+    i_ino 64 u64
+    i_link 200 *char
+    i_generation 592 u32
+file_system_type 72
+    name 0 *char
+super_block 1024
+    s_dev 16 u32
+    s_type 40 *file_system_type
+mount 320
+    mnt_parent 16 *mount
+    mnt_mountpoint 24 *dentry
+    mnt 32 vfsmount
+    mnt_mounts 96 list_head
+    mnt_child 112 list_head
 holed 64
     first 0 u32
     second 16 u64
@@ -303,8 +327,8 @@ def test_something_else_in_the_room_is_left_alone(guest: GatedGuest) -> None:
     with pytest.raises(Conflict, match="something else"):
         Site(guest.kernel).read()
     assert "something else" in gates(guest.kernel).notes[0]
-    guest.write(BASE, b"vmi-gate\2\0\0\0")
-    assert "version 2" in gates(guest.kernel).notes[0]
+    guest.write(BASE, b"vmi-gate\3\0\0\0")
+    assert "version 3" in gates(guest.kernel).notes[0]
 
 
 def test_a_plan_leads_there_and_back(guest: GatedGuest) -> None:

@@ -33,6 +33,10 @@ Examples:
     help="network: also end its open connections that are refused now (TCP, connected UDP); the far end sees a reset.",
 )  # fmt: skip
 @click.option(
+    "--path", "paths", multiple=True, metavar="PATH",
+    help="open: only this file, or this directory and all below, by whatever name.",
+)  # fmt: skip
+@click.option(
     "--errno", type=click.Choice(("EACCES", "EPERM"), case_sensitive=False), default="EACCES", show_default=True,
     help="What a refused call ends in.",
 )  # fmt: skip
@@ -51,6 +55,7 @@ def deny(
     allow_loopback: bool,
     unix: bool,
     abort: bool,
+    paths: tuple[str, ...],
     errno: str,
     force: bool,
     reason: str,
@@ -72,7 +77,7 @@ def deny(
     with controlled(target, quiet=quiet, dry_run=dry_run) as guest:
         outcome = guest.deny(
             operation, pid=pid, children=children, cgroup=cgroup, uid=uid, allow=networks,
-            allow_loopback=allow_loopback, unix=unix, abort=abort, errno=errno.upper(), force=force,
+            allow_loopback=allow_loopback, unix=unix, abort=abort, paths=paths, errno=errno.upper(), force=force,
             reason=reason, dry_run=dry_run,
         )  # fmt: skip
     gating.told(target, outcome, quiet=quiet)

@@ -39,6 +39,7 @@ class GateControls(Controls):
         allow_loopback: bool = False,
         unix: bool = False,
         abort: bool = False,
+        paths: Iterable[str] = (),
         errno: str = "EACCES",
         force: bool = False,
         reason: str = "",
@@ -48,16 +49,28 @@ class GateControls(Controls):
 
         The process lives on; what it asks for is refused with `errno` (EACCES or EPERM). `children` holds for its
         descendants too, those that are born later among them. `allow` are networks that `network` lets through
-        ("10.0.0.0/8"), `unix` denies unix sockets as well; `abort` ends open
-        connections that are now refused, as soon as the gate stands (the far end sees a reset), but for those that
-        somebody else holds, too. `reason` is kept in the journal. `force` is needed for
-        process 1, kernel threads, uid 0 and the cgroup "/". A dry run writes nothing, and pauses nothing.
+        ("10.0.0.0/8"), `unix` denies unix sockets as well; `abort` ends open connections that are refused now, as soon
+        as the gate stands (the far end sees a reset), but for those that somebody else holds, too. `paths` are what
+        `open` is limited to: files, and directories with all that is below, by whatever name they are opened; they are
+        looked up as the process names them, for a cgroup or a user as process 1 does. `reason` is kept in the journal.
+        `force` is needed for process 1, kernel threads, uid 0 and the cgroup "/". A dry run writes nothing, and pauses
+        nothing.
         """
         from vmi_inside.control.gates.placing import Denial, networks
         from vmi_inside.control.gates.rules import Subject
 
         subject = Subject(pid, children, cgroup, uid)
-        asked = Denial(operation, subject, networks(allow, loopback=allow_loopback), unix, errno, force, reason, abort)
+        asked = Denial(
+            operation,
+            subject,
+            networks(allow, loopback=allow_loopback),
+            unix,
+            errno,
+            force,
+            reason,
+            abort,
+            tuple(paths),
+        )
         return self._placing.deny(asked, dry=dry_run)
 
     def allow(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vmi_inside.control.gates import marks, operations, rules
 from vmi_inside.control.gates.aborting import Aborted, Aborting
 from vmi_inside.control.gates.changes import Change, Plan
+from vmi_inside.control.gates.folders import folders
 from vmi_inside.control.gates.layout import Network, Rule, Scope, State
 from vmi_inside.control.gates.rules import Subject
 from vmi_inside.control.gates.standing import Site
@@ -63,6 +64,7 @@ class Denial:
     force: bool = False
     reason: str = ""
     abort: bool = False
+    paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known(self.operation)
@@ -71,12 +73,15 @@ class Denial:
         if self.operation != operations.NETWORK and (self.networks or self.unix or self.abort):
             raise ControlError(f"networks, unix sockets and connections have nothing to do with {self.operation}")
 
+        if self.operation != operations.OPEN and self.paths:
+            raise ControlError(f"paths have nothing to do with {self.operation}")
+
     def detail(self) -> dict[str, Any]:
         """For the journal."""
         return {
             "gate": "deny", "operation": self.operation, "subject": str(self.subject), "errno": self.errno,
             "allow": [str(network) for network in self.networks], "unix": self.unix,
-            "abort": self.abort,
+            "abort": self.abort, "paths": list(self.paths),
         }  # fmt: skip
 
 
@@ -114,6 +119,7 @@ class Placing:
         def plan(number: str) -> tuple[Plan, list[Change], State]:
             before, raw = self.site.read()
             found = rules.find(self.kernel, self.site.offsets, asked.subject, force=asked.force)
+            limited = folders(self.kernel, asked.subject.pid, asked.paths)
             state = before or self.site.fresh()
             if before is not None and not self.site.ours(before):
                 raise Conflict("gates of another version of vmi-inside stand there; take those out first")
@@ -136,7 +142,7 @@ class Placing:
             rule = Rule(
                 bit, found.scope, operations.families(known(asked.operation), unix=asked.unix), ERRNOS[asked.errno],
                 found.number, found.first, found.second, counter, asked.networks, found.pid,
-                int(time.time()), found.name, number, begun,
+                int(time.time()), found.name, number, begun, limited,
             )  # fmt: skip
             after = replace(state, rules=dict(sorted({**state.rules, slot: rule}.items())))
             try:
