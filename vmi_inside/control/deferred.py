@@ -149,7 +149,8 @@ class Deferring:
                 count = self._place(room, pages, order, find, reason, detail)
             except BaseException:
                 with suppress(VmiError):  # what went wrong first is what is told
-                    self._free(pages, order)
+                    if self._left(room) is None:
+                        self._free(pages, order)
                 raise
             self._call("queue_work_on", _FIRST_CPU, queue, pages)
             return self._complete(room, _Left(pages, order), timeout, count)
