@@ -12,8 +12,8 @@ import pytest
 import unicorn
 from unicorn import x86_const as x86
 
+from vmi_inside.control.assemble import Assembler, At
 from vmi_inside.control.gates import layout, operations, stub
-from vmi_inside.control.gates.assemble import Assembler, At
 from vmi_inside.control.gates.layout import Rule, Scope, State
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.operations import OPERATIONS
@@ -28,7 +28,8 @@ BACK = 0xFFFF_FFFF_8400_0000
 OFFSETS = Offsets(
     current=0x1FB80, tgid=2420, flags=44, leader=2480, born=2784, cred=2960, css_set=3600, uid=8, euid=24, group=128,
     level=208, ancestors=1792, ancestor_pointers=True, serial=88, sock=24, kind=4, family=16, protocol=516, peer=0,
-    peer6=56, name=0, name_size=8, private=200,
+    peer6=56, name=0, name_size=8, private=200, file_dentry=24, file_mount=16, inode=48, parent=24, number=64,
+    generation=592, block=40, device=16, mount=32, above=16, mountpoint=24,
 )  # fmt: skip
 VARIANTS = {
     "6.1": OFFSETS,
@@ -114,7 +115,7 @@ class Machine:
         for at, raw in layout.encode(BASE, state).items():
             self.uc.mem_write(BASE + at, raw)
 
-    def call(self, symbol: str, *arguments: int) -> int | None:
+    def call(self, symbol: str, *arguments: int, steps: int = 2000) -> int | None:
         """Enter a hook as its function would be; what it returns, or None when the function goes on, whole."""
         for register, value in zip(ARGUMENTS, (*arguments, *range(0x61, 0x67)), strict=False):
             self.uc.reg_write(register, value)
@@ -127,7 +128,7 @@ class Machine:
         self.uc.reg_write(x86.UC_X86_REG_GS_BASE, GS)
         self.uc.reg_write(x86.UC_X86_REG_EFLAGS, 0x202)
         self._last = None
-        self.uc.emu_start(self.code.entry[symbol], 0, count=2000)
+        self.uc.emu_start(self.code.entry[symbol], 0, count=steps)
         rip = self.uc.reg_read(x86.UC_X86_REG_RIP)
         assert self.uc.reg_read(x86.UC_X86_REG_EFLAGS) & 0x200, "interrupts stay on"
         assert [self.uc.reg_read(register) for register in (*ARGUMENTS, *KEPT)] == before
@@ -401,6 +402,68 @@ def test_modules(machine: Machine) -> None:
     assert machine.call("security_kernel_module_request", NAME) == -13
 
 
+# Within this file system: root (1) > srv (2) > data (3) > file (4); it is mounted on /mnt (12) of another one, which
+# is the root.
+TREE = DATA + 0x30000
+LEAF, DIRECTORY, TOP, ROOT, MNT, ABOVE_ROOT, NAMELESS = (TREE + 0x400 * at for at in range(7))
+MOUNTED, FIRST_MOUNT = TREE + 0x4000, TREE + 0x4100
+
+
+def plant_tree(machine: Machine) -> None:
+    at = machine.offsets
+    for dentry, parent, number, device in (
+        (LEAF, DIRECTORY, 4, 0x800001), (DIRECTORY, TOP, 3, 0x800001), (TOP, ROOT, 2, 0x800001),
+        (ROOT, ROOT, 1, 0x800001), (MNT, ABOVE_ROOT, 12, 9), (ABOVE_ROOT, ABOVE_ROOT, 1, 9),
+    ):  # fmt: skip
+        inode = dentry + 0x8000
+        block = TREE + 0x5000 + (0x100 if device == 9 else 0)
+        for base, offset, value, size in (
+            (dentry, at.parent, parent, 8), (dentry, at.inode, inode, 8), (inode, at.number, number, 8),
+            (inode, at.generation, 7, 4), (inode, at.block, block, 8), (block, at.device, device, 4),
+        ):  # fmt: skip
+            machine.poke(base + offset, value, size)
+    machine.poke(FILE + at.file_dentry, LEAF)
+    machine.poke(FILE + at.file_mount, MOUNTED + at.mount)
+    for mount, above, point in ((MOUNTED, FIRST_MOUNT, MNT), (FIRST_MOUNT, FIRST_MOUNT, ABOVE_ROOT)):
+        machine.poke(mount + at.above, above)
+        machine.poke(mount + at.mountpoint, point)
+
+
+@pytest.mark.parametrize(
+    ("number", "device", "generation", "said"),
+    [(4, 0x800001, 7, -13), (3, 0x800001, 7, -13), (2, 0x800001, 7, -13), (1, 0x800001, 7, -13), (12, 9, 7, -13),
+     (1, 9, 7, -13), (3, 9, 7, None), (12, 0x800001, 7, None), (3, 0x800001, 8, None), (5, 0x800001, 7, None)],
+)  # fmt: skip
+def test_directories(machine: Machine, number: int, device: int, generation: int, said: int | None) -> None:
+    plant_tree(machine)
+    machine.rules(rule("open", folders=(layout.Folder(number, device, generation, "/there"),)))
+    assert machine.call("security_file_open", FILE) == said
+    elsewhere = layout.Folder(99, 9, 7, "/elsewhere")
+    machine.rules(rule("open", folders=(elsewhere, layout.Folder(number, device, generation, "/there"))))
+    assert machine.call("security_file_open", FILE) == said
+    machine.rules(rule("open", folders=(elsewhere,)), rule("open", errno=1))
+    assert machine.call("security_file_open", FILE) == -1, "the next rule is asked with the same file"
+    machine.rules(rule("exec", folders=(layout.Folder(number, device, generation, "/there"),)))
+    assert machine.call("security_file_open", FILE) is None
+
+
+def test_a_name_without_a_file_is_passed_over(machine: Machine) -> None:
+    plant_tree(machine)
+    machine.poke(DIRECTORY + machine.offsets.inode, 0)
+    machine.rules(rule("open", folders=(layout.Folder(2, 0x800001, 7, "/srv"),)))
+    assert machine.call("security_file_open", FILE) == -13
+
+
+def test_directories_in_a_circle_are_refused(machine: Machine) -> None:
+    plant_tree(machine)
+    machine.poke(TOP + machine.offsets.parent, LEAF)
+    machine.rules(rule("open", folders=(layout.Folder(99, 9, 7, "/elsewhere"),)))
+    assert machine.call("security_file_open", FILE, steps=200_000) == -13
+    plant_tree(machine)
+    machine.poke(FIRST_MOUNT + machine.offsets.above, MOUNTED)
+    assert machine.call("security_file_open", FILE, steps=200_000) == -13
+
+
 def test_tracing(machine: Machine) -> None:
     machine.rules(rule("ptrace"))
     assert machine.call("security_ptrace_access_check", OTHER, 0x2 | 0x10) == -13
@@ -476,6 +539,7 @@ def test_records_are_read_as_they_were_written() -> None:
     rules = {
         0: rule(networks=ALLOWED, pid=4242, time=1_764_000_000, name="curl", entry="20261124-1"),
         3: rule("kill", Scope.CGROUP, number=2, first=ABOVE, second=77, errno=1),
+        4: rule("open", folders=(layout.Folder(2, 9, 7, "/srv"), layout.Folder(3, 9, 7, "/a\u00e9"))),
     }
     hooks = (layout.Hook(FUNCTIONS, b"\x0f\x1f\x44\0\0"), layout.Hook(FUNCTIONS + 16, b"\x66\x66\x66\x66\x90"))
     state = State(3000, b"abcdefgh", MARK, hooks, rules)
@@ -492,7 +556,7 @@ def test_records_of_others_are_left_alone() -> None:
     state = State(3000, b"abcdefgh", MARK, (), {0: rule(networks=ALLOWED)})
     for at, piece in layout.encode(BASE, state).items():
         raw[at : at + len(piece)] = piece
-    for at, lie in ((8, b"\2"), (12, b"\xff"), (16, b"\xff\xff"), (24, b"\xff\xff\xff")):
+    for at, lie in ((8, b"\3"), (12, b"\xff"), (16, b"\xff\xff"), (24, b"\xff\xff\xff")):
         lying = raw.copy()
         lying[at : at + len(lie)] = lie
         with pytest.raises(layout.NotOurs):

@@ -14,13 +14,14 @@ from tests.synthetic.ram import LARGE, NX, PRESENT, WRITE
 from tests.synthetic.structs import NEWER
 from vmi_inside.control.gates import layout
 from vmi_inside.control.gates.entries import find_entry
+from vmi_inside.control.gates.holes import holes, spare_words
 from vmi_inside.control.gates.layout import Hook, Rule, Scope, State
 from vmi_inside.control.gates.listing import Gates, gates
 from vmi_inside.control.gates.operations import OPERATIONS
-from vmi_inside.control.gates.place import access, holes, is_padding, padding, spare_words
 from vmi_inside.control.gates.rules import Subject, descendants, find, tasks
 from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.gates.tracing import Records
+from vmi_inside.control.padding import access, is_padding, padding
 from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, PageFault, Unsafe, Unsupported
 from vmi_inside.linux.gated import AREA_SIZE, gated
@@ -55,6 +56,30 @@ socket 128
 msghdr 96
     msg_name 0 *void
     msg_namelen 8 i32
+dentry 192
+    d_hash 8 bl_node
+    d_parent 24 *dentry
+    d_name 32 qstr
+    d_inode 48 *inode
+    d_child 128 list_head
+    d_subdirs 144 list_head
+inode 616
+    i_mode 0 u16
+    i_sb 40 *super_block
+    i_ino 64 u64
+    i_link 200 *char
+    i_generation 592 u32
+file_system_type 72
+    name 0 *char
+super_block 1024
+    s_dev 16 u32
+    s_type 40 *file_system_type
+mount 320
+    mnt_parent 16 *mount
+    mnt_mountpoint 24 *dentry
+    mnt 32 vfsmount
+    mnt_mounts 96 list_head
+    mnt_child 112 list_head
 holed 64
     first 0 u32
     second 16 u64
@@ -160,10 +185,10 @@ def rule(**more: object) -> Rule:
 
 
 def test_room_is_the_end_of_the_padding(guest: GatedGuest) -> None:
-    assert padding(guest.kernel) == BASE
-    assert is_padding(guest.kernel, BASE)
+    assert padding(guest.kernel, AREA_SIZE) == BASE
+    assert is_padding(guest.kernel, BASE, AREA_SIZE)
     guest.write(BASE - 1, b"\x90")
-    assert not is_padding(guest.kernel, BASE)
+    assert not is_padding(guest.kernel, BASE, AREA_SIZE)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +207,7 @@ def test_where_there_is_no_room_it_is_said(guest: GatedGuest, lie: str) -> None:
     else:
         guest.map_image(NX | LARGE | PRESENT if lie == "not executable" else 0)
     with pytest.raises(Unsupported, match="no room for code"):
-        padding(guest.kernel)
+        padding(guest.kernel, AREA_SIZE)
     table = gates(guest.kernel)
     assert not len(table)
     assert "no room for code" in table.notes[0]
@@ -302,8 +327,8 @@ def test_something_else_in_the_room_is_left_alone(guest: GatedGuest) -> None:
     with pytest.raises(Conflict, match="something else"):
         Site(guest.kernel).read()
     assert "something else" in gates(guest.kernel).notes[0]
-    guest.write(BASE, b"vmi-gate\2\0\0\0")
-    assert "version 2" in gates(guest.kernel).notes[0]
+    guest.write(BASE, b"vmi-gate\3\0\0\0")
+    assert "version 3" in gates(guest.kernel).notes[0]
 
 
 def test_a_plan_leads_there_and_back(guest: GatedGuest) -> None:

@@ -29,6 +29,14 @@ Examples:
 @click.option("--allow-loopback", is_flag=True, help="network: the same for 127.0.0.0/8 and ::1.")
 @click.option("--unix", is_flag=True, help="network: unix sockets too.")
 @click.option(
+    "--abort", is_flag=True,
+    help="network: also end its open connections that are refused now (TCP, connected UDP); the far end sees a reset.",
+)  # fmt: skip
+@click.option(
+    "--path", "paths", multiple=True, metavar="PATH",
+    help="open: only this file, or this directory and all below, by whatever name.",
+)  # fmt: skip
+@click.option(
     "--errno", type=click.Choice(("EACCES", "EPERM"), case_sensitive=False), default="EACCES", show_default=True,
     help="What a refused call ends in.",
 )  # fmt: skip
@@ -46,6 +54,8 @@ def deny(
     networks: tuple[str, ...],
     allow_loopback: bool,
     unix: bool,
+    abort: bool,
+    paths: tuple[str, ...],
     errno: str,
     force: bool,
     reason: str,
@@ -54,7 +64,7 @@ def deny(
 ) -> None:
     """Refuse an operation to a process, and let it live on.
 
-    Or to the processes of a cgroup or a user. Nothing is killed, and no connection is closed.
+    Or to the processes of a cgroup or a user. Nothing is killed, and no connection is closed unless --abort is given.
 
     OPERATION is network (sockets of all families but unix and those that stay inside the kernel; open connections,
     too), exec, open (files), module (loading), ptrace or kill (signals to others). A call that waits in the kernel
@@ -67,6 +77,7 @@ def deny(
     with controlled(target, quiet=quiet, dry_run=dry_run) as guest:
         outcome = guest.deny(
             operation, pid=pid, children=children, cgroup=cgroup, uid=uid, allow=networks,
-            allow_loopback=allow_loopback, unix=unix, errno=errno.upper(), force=force, reason=reason, dry_run=dry_run,
+            allow_loopback=allow_loopback, unix=unix, abort=abort, paths=paths, errno=errno.upper(), force=force,
+            reason=reason, dry_run=dry_run,
         )  # fmt: skip
     gating.told(target, outcome, quiet=quiet)

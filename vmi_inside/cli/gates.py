@@ -28,7 +28,7 @@ def _whom(table: Table) -> list[str]:
 
 _SHOWN = (
     *plain("operation"), Field("whom", ("scope", "pid", "cgroup", "uid"), _whom),
-    *plain("name", "alive", "refused", "errno", "allow", "time", "entry"),
+    *plain("name", "alive", "refused", "errno", "allow", "paths", "time", "entry"),
 )  # fmt: skip
 
 

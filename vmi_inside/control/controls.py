@@ -170,7 +170,16 @@ class Controls:
         return self._transactions.standing()
 
     def undo(self, number: int) -> Entry:
-        """Take one change back: exactly what stood there before. Raises `Conflict`, `NotUndoable`."""
+        """Take one change back: exactly what stood there before. Raises `Conflict`, `NotUndoable`.
+
+        Calls that the guest's kernel has been told to make cannot be called back: they are completed, and their code
+        is taken out.
+        """
+        from vmi_inside.control import deferred
+
+        entry = self._journal.find(number)
+        if entry is not None and entry.state == "done" and entry.kind == deferred.KIND:
+            return deferred.Deferring(self).undo(entry)
         return self._transactions.undo(number)
 
     def undo_all(self) -> list[Entry]:

@@ -38,6 +38,23 @@ class ProcessControls(Controls):
             change.detail["returned"] = f"{(value := vcpu.call(function, *arguments)):#x}"
         return value
 
+    def call_deferred(self, function: str | int, *arguments: int, timeout: float = 10.0, reason: str = "") -> int:
+        """Call a function of the guest's kernel that may sleep: one of the kernel's workers does; gives RAX, unsigned.
+
+        Raises `Unsafe` when it has not returned in `timeout` seconds: it goes on, and what stands in the guest for it
+        is taken out by the next such call. Raises `NoSymbol`, and `Unsupported` for kernels in which it cannot be done.
+        """
+        from vmi_inside.control import deferred
+
+        if len(arguments) > deferred.ARGUMENTS:
+            raise ControlError(f"{len(arguments)} arguments; a kernel function is called with six at the most")
+        address = self.kernel.symbol(function) if isinstance(function, str) else function
+        words = ", ".join(f"{one:#x}" for one in arguments)
+        shown = function if isinstance(function, str) else f"{function:#x}"
+        calls = deferred.Calls(address, (arguments,))
+        detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
+        return deferred.Deferring(self).run(lambda: calls, reason or f"{shown}({words})", detail, timeout)[0]
+
     def signal(self, pid: int | Iterable[int], number: int = signal.SIGTERM, *, force: bool = False) -> None:
         """Send a signal to a process, or to several, as the guest's kernel does it: with all its effects.
 

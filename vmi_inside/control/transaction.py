@@ -16,7 +16,7 @@ from vmi_inside.control.boot import boot_identity
 from vmi_inside.control.journal import UNDO, Entry, Journal, Write
 from vmi_inside.control.machine import Debugger
 from vmi_inside.control.pausing import Pause, Pausing, uninterrupted
-from vmi_inside.control.places import KERNEL, Piece, is_there, pieces
+from vmi_inside.control.places import KERNEL, Piece, Spaces, pieces
 from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, GuestGone, NotUndoable, Unsafe, VmiError
 from vmi_inside.kernel import Kernel
@@ -117,8 +117,9 @@ class Change:
         """Compare, journal, write, verify. A write whose `old` is empty expects nothing."""
         found: list[tuple[Write, list[Piece]]] = []
         with self.kernel.operation():  # page tables are read once: the guest stands still meanwhile
+            spaces = Spaces(self.kernel)
             for one in planned:
-                where = pieces(self.kernel, one.space, one.address, len(one.new), write=True)
+                where = pieces(self.kernel, one.space, one.address, len(one.new), write=True, spaces=spaces)
                 stands = self._read(where)
                 if one.old and one.old != stands:
                     raise Conflict(
@@ -148,9 +149,15 @@ class Change:
         return b"".join(bytes(self._memory.read(one.pa, one.end - one.start) or b"") for one in where)
 
     def put_back(self) -> None:
-        """Put back what this entry's writes changed, the last first. Raises `ControlError` where bytes are others'."""
+        """Put back what this entry's writes changed, the last first. Raises `ControlError` where bytes are others'.
+
+        What was a process's that has ended is somebody else's by now, and is left alone.
+        """
+        spaces = Spaces(self.kernel)
         for one in reversed(self.entry.writes):
-            where = pieces(self.kernel, one.space, one.address, len(one.new))
+            if not spaces.there(one.space):
+                continue
+            where = pieces(self.kernel, one.space, one.address, len(one.new), spaces=spaces)
             stands = self._read(where)
             if stands == one.old:
                 continue
@@ -210,6 +217,8 @@ class Transactions:
     def undo(self, number: int) -> Entry:
         """Take back one change: exactly what stood there before. Gives the entry of doing so.
 
+        What was a process's that has ended since is somebody else's by now, and is left alone.
+
         Raises `NotUndoable`, `Conflict` when the bytes are not what the change had written; then nothing is written.
         """
         with self.pausing.locked():
@@ -226,6 +235,7 @@ class Transactions:
                 raise NotUndoable(f"entry {number} changed the memory of a process that has ended since")
             reason, code = f"undo of {number}: {entry.reason}", any(one.code for one in entry.writes)
             with self.change(reason, UNDO, {"undoes": number}, code=code) as change:
+                spaces = Spaces(self.kernel)
                 # Where more than an instruction goes, nobody may come back to any of it.
                 change.nobody_in(
                     (one.address, one.address + len(one.new) - 1)
@@ -235,6 +245,7 @@ class Transactions:
                 try:
                     back = [
                         Write(one.address, one.new, one.old, one.code, one.space) for one in reversed(entry.writes)
+                        if spaces.there(one.space)
                     ]  # fmt: skip
                     # Bytes that were written twice are gone back on step by step.
                     overlap = any(_overlap(a, b) for at, a in enumerate(back) for b in back[:at])
@@ -258,7 +269,8 @@ class Transactions:
         ]  # fmt: skip
 
     def _reachable(self, entry: Entry) -> bool:
-        return all(is_there(self.kernel, space) for space in {one.space for one in entry.writes})
+        spaces = Spaces(self.kernel)
+        return any(spaces.there(space) for space in {one.space for one in entry.writes})
 
     def recover(self) -> None:
         """Put back what a controller left open when it died. The guest must stand still."""

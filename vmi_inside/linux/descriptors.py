@@ -20,11 +20,15 @@ DESCRIPTOR_LIMIT = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """One row for each open descriptor: `task` (n,) row of the tasks asked, `fd` (n,), `file` (n,) address."""
+    """One row for each open descriptor: `task` (n,) row of the tasks asked, `fd` (n,), `file` (n,) address.
+
+    `slot` (n,) is where the table has that address.
+    """
 
     task: I64
     fd: I64
     file: U64
+    slot: U64
     faults: tuple[str, ...]
 
 
@@ -46,4 +50,5 @@ def descriptors(kernel: Kernel, tasks: Structs) -> Descriptors:
     faults = []
     if (holders.fault | tables.fault).any() or not got.ok.all():
         faults.append("descriptor tables: some could not be read")
-    return Descriptors(task, number[row], word[row], tuple(faults))
+    slot = tables.pointer("fd")[table[row]] + np.uint64(8) * number[row].astype(np.uint64)
+    return Descriptors(task, number[row], word[row], slot, tuple(faults))

@@ -17,13 +17,13 @@ from vmi_inside.types import PAGE_SIZE, align_up
 AREA_SIZE: Final = 6 * PAGE_SIZE
 MAGIC: Final = b"vmi-gate"
 #: Of these records. One who finds another leaves it alone.
-VERSION: Final = 1
+VERSION: Final = 2
 #: MAGIC, VERSION, rules, hooks, the offset of a spare word in task_struct, size of the code, what names the code.
 HEADER: Final = struct.Struct("<8sIIIII8s")
 HEADER_SIZE: Final = 64
 #: Where five bytes were changed, and what stood there.
 HOOK: Final = struct.Struct("<Q5s3x")
-HOOK_LIMIT: Final = (PAGE_SIZE - HEADER_SIZE) // HOOK.size
+HOOK_LIMIT: Final = (PAGE_SIZE // 2 - HEADER_SIZE) // HOOK.size
 #: Kernels fill their entry text up to this (arch/x86/kernel/vmlinux.lds.S, ALIGN_ENTRY_TEXT_END).
 _LARGE: Final = 2 << 20
 

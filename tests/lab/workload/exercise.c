@@ -1,11 +1,12 @@
 /*
  * A process that does a little of everything, over and over, and writes down how each of it goes.
  *
- * `workload echo PORT` answers TCP and UDP. `workload exercise NAME IP PORT [UID]` keeps connections to it open, numbers what it
+ * `workload echo PORT` answers TCP and UDP, and keeps count in /run/resets of connections that were reset. `workload exercise NAME IP PORT [UID]` keeps connections to it open, numbers what it
  * sends, and holds what comes back against that; beside it writes to pipes, files and unix sockets, and counts in a second
  * thread. /run/exercise/NAME has a line for each: how often it went well, how often it was refused, with which errno last,
  * and how often what came back was wrong. SIGUSR1 makes a child of the same kind (NAME.child), SIGUSR2 one whose parent
- * ends (NAME.orphan). `workload cost N` prints what a call on a socket takes.
+ * ends (NAME.orphan). `workload receiver FILE IP PORT [1]` waits for what never comes, and writes down how that ended; with 1 a
+ * child holds the same connection. `workload cost N` prints what a call on a socket takes.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -39,15 +40,27 @@ struct count {
 };
 
 /* In the order of the lines. */
-enum { TCP4, TCP6, UDP4, UDP6, PACKET, MAKE, BIND, DIAL, SENDFILE, SPLICE, UNIX, PIPE, FILES, OPEN, EXEC, KILL, SELF, TRACE, THREAD, KINDS };
+enum { TCP4, TCP6, UDP4, UDP6, PACKET, MAKE, BIND, DIAL, SENDFILE, SPLICE, UNIX, PIPE, FILES, OPEN, EXEC, KILL, SELF, TRACE, MEMORY, THREAD, KINDS };
 static struct count counts[KINDS] = {
 	{ .name = "tcp4" }, { .name = "tcp6" }, { .name = "udp4" }, { .name = "udp6" }, { .name = "packet" }, { .name = "make" }, { .name = "bind" },
 	{ .name = "dial" }, { .name = "sendfile" }, { .name = "splice" }, { .name = "unix" }, { .name = "pipe" },
 	{ .name = "files" }, { .name = "open" }, { .name = "exec" }, { .name = "kill" }, { .name = "self" },
-	{ .name = "trace" }, { .name = "thread" },
+	{ .name = "trace" }, { .name = "memory" }, { .name = "thread" },
 };
+static unsigned int block[1 << 16]; /* of a pattern, which stays */
 static volatile sig_atomic_t wanted;
 static volatile unsigned long ticks;
+
+static void count_reset(void)
+{
+	static int resets;
+	int file = open("/run/resets", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+
+	if (file >= 0) {
+		dprintf(file, "%d\n", __atomic_add_fetch(&resets, 1, __ATOMIC_SEQ_CST));
+		close(file);
+	}
+}
 
 static void *answer(void *data)
 {
@@ -56,6 +69,8 @@ static void *answer(void *data)
 
 	for (;;) {
 		ssize_t n = recv(fd, text, sizeof(text), 0);
+		if (n < 0 && errno == ECONNRESET)
+			count_reset();
 		if (n <= 0)
 			break;
 		for (ssize_t done = 0; done < n;) {
@@ -197,6 +212,20 @@ static int dial(int kind, const char *ip, int type, int port)
 	return fd;
 }
 
+/* Fill the block, or count whether it still is as it was filled. */
+static void remember(int fill)
+{
+	unsigned int wrong = 0;
+
+	for (unsigned int i = 0; i < sizeof(block) / sizeof(*block); i++)
+		if (fill)
+			block[i] = i * 2654435761u;
+		else
+			wrong += block[i] != i * 2654435761u;
+	counts[MEMORY].ok += !fill && !wrong;
+	counts[MEMORY].wrong += wrong;
+}
+
 /* What is not done all the time: new sockets, files, programs, signals. */
 static void act(int bulk, const char *ip, int port)
 {
@@ -275,6 +304,8 @@ noreturn void exercise(const char *name, const char *ip, int port, int uid)
 
 	signal(SIGUSR1, on_signal);
 	signal(SIGUSR2, on_signal);
+	signal(SIGPIPE, SIG_IGN);
+	remember(1);
 	mkdir("/run/exercise", 0777);
 	chmod("/run/exercise", 0777);
 	if ((file = open("/run/exercise/.data", O_WRONLY | O_CREAT, 0666)) >= 0) {
@@ -309,8 +340,10 @@ again:
 		local(UNIX, pair[0], pair[1]);
 		local(PIPE, pipes[1], pipes[0]);
 		local(FILES, file, file);
-		if (round % 20 == 10)
+		if (round % 20 == 10) {
 			act(fd[4], ip, port);
+			remember(0);
+		}
 		counts[THREAD].ok = ticks;
 		write_down(status);
 		usleep(ROUND);
@@ -334,6 +367,23 @@ again:
 			}
 		}
 	}
+}
+
+noreturn void receiver(const char *path, const char *ip, int port, int shared)
+{
+	char byte;
+	int file = must(open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644), path);
+	int fd = must(dial(TCP4, ip, SOCK_STREAM, port), "dial");
+
+	rename_self("receiver");
+	if (shared && !fork()) {
+		rename_self("sharer");
+		pause();
+	}
+	dprintf(file, "waits\n");
+	dprintf(file, "%zd %d\n", recv(fd, &byte, 1, 0), errno);
+	for (;;)
+		pause();
 }
 
 static double now(void)

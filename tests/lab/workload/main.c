@@ -196,6 +196,8 @@ int main(int argc, char **argv)
 		list_bpf();
 	if (!strcmp(mode, "echo") && argc == 3)
 		echo(atoi(argv[2]));
+	if (!strcmp(mode, "receiver") && (argc == 5 || argc == 6))
+		receiver(argv[2], argv[3], atoi(argv[4]), argc == 6);
 	if (!strcmp(mode, "exercise") && (argc == 5 || argc == 6))
 		exercise(argv[2], argv[3], atoi(argv[4]), argc == 6 ? atoi(argv[5]) : 0);
 	if (!strcmp(mode, "cost") && argc == 3)

@@ -36,6 +36,7 @@ noreturn void agent(const char *path);
 noreturn void list_bpf(void);
 /* Answers on that port, and a process that uses it, among much else; see exercise.c. */
 noreturn void echo(int port);
+noreturn void receiver(const char *path, const char *ip, int port, int shared);
 noreturn void exercise(const char *name, const char *ip, int port, int uid);
 void cost(int n);
 /* Runs a program, and writes what wait(2) says of it into a file; see waiter.c. */

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmi_inside.control.places import KERNEL
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """Bytes to change: where, from what, to what; and what is there, for people.
 
-    `moving` says that the guest may have changed them since.
+    `moving` says that the guest may have changed them since. `space` says for how long the address means something;
+    see `places`.
     """
 
     address: int
@@ -20,6 +23,7 @@ class Change:
     new: bytes
     what: str
     moving: bool = False
+    space: str = KERNEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmi_inside.control.controls import Controls
 
 if TYPE_CHECKING:
     from vmi_inside.control.gates.placing import Outcome, Placing
+    from vmi_inside.control.journal import Entry
+
+
+#: What the journal calls a change of gates.
+KIND: Final = "gate"
 
 
 class GateControls(Controls):
@@ -33,6 +38,8 @@ class GateControls(Controls):
         allow: Iterable[str] = (),
         allow_loopback: bool = False,
         unix: bool = False,
+        abort: bool = False,
+        paths: Iterable[str] = (),
         errno: str = "EACCES",
         force: bool = False,
         reason: str = "",
@@ -42,14 +49,28 @@ class GateControls(Controls):
 
         The process lives on; what it asks for is refused with `errno` (EACCES or EPERM). `children` holds for its
         descendants too, those that are born later among them. `allow` are networks that `network` lets through
-        ("10.0.0.0/8"), `unix` denies unix sockets as well. `reason` is kept in the journal. `force` is needed for
-        process 1, kernel threads, uid 0 and the cgroup "/". A dry run writes nothing, and pauses nothing.
+        ("10.0.0.0/8"), `unix` denies unix sockets as well; `abort` ends open connections that are refused now, as soon
+        as the gate stands (the far end sees a reset), but for those that somebody else holds, too. `paths` are what
+        `open` is limited to: files, and directories with all that is below, by whatever name they are opened; they are
+        looked up as the process names them, for a cgroup or a user as process 1 does. `reason` is kept in the journal.
+        `force` is needed for process 1, kernel threads, uid 0 and the cgroup "/". A dry run writes nothing, and pauses
+        nothing.
         """
         from vmi_inside.control.gates.placing import Denial, networks
         from vmi_inside.control.gates.rules import Subject
 
         subject = Subject(pid, children, cgroup, uid)
-        asked = Denial(operation, subject, networks(allow, loopback=allow_loopback), unix, errno, force, reason)
+        asked = Denial(
+            operation,
+            subject,
+            networks(allow, loopback=allow_loopback),
+            unix,
+            errno,
+            force,
+            reason,
+            abort,
+            tuple(paths),
+        )
         return self._placing.deny(asked, dry=dry_run)
 
     def allow(
@@ -70,6 +91,14 @@ class GateControls(Controls):
 
         nobody = pid is None and cgroup is None and uid is None
         return self._placing.allow(operation, None if nobody else Subject(pid, False, cgroup, uid), reason, dry=dry_run)
+
+    def undo(self, number: int) -> Entry:
+        """Take one change back; see `Controls.undo`. Of gates, the marks of who was born meanwhile go, or come, too."""
+        made = super().undo(number)
+        undone = self._journal.find(number)
+        if undone is not None and undone.kind == KIND:
+            self._placing.settle(undone)
+        return made
 
     @cached_property
     def _placing(self) -> Placing:

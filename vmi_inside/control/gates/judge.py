@@ -7,6 +7,7 @@ arguments is `stub`'s matter; it calls `judge` with
     edx   the operation's bit                          0  nothing to hold against a list of networks
     r8d   the socket's family, or 63                   1  in rdi (first 8 bytes), rsi (last 8), IPv4 mapped
                                                        2  not to be known: no list of networks lets it through
+                                                       3  rdi is a file that is about to be opened
 
 `judge` gives 0 or a negative errno in eax. It runs with interrupts off: what it follows from the task (cgroups,
 credentials, the leader of the threads) the kernel frees only when every CPU has let it be interrupted (RCU).
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from vmi_inside.control.assemble import Assembler, At
 from vmi_inside.control.gates import layout
-from vmi_inside.control.gates.assemble import Assembler, At
 from vmi_inside.control.gates.layout import Scope
 from vmi_inside.control.gates.offsets import Offsets
 
@@ -27,6 +28,10 @@ SOCK_STREAM: Final = 1
 SOCK_DGRAM: Final = 2
 #: Protocols whose peer is the one address that the socket knows: IP's default, ICMP, TCP, UDP, ICMPv6.
 SIMPLE: Final = (0, 1, 6, 17, 58)
+#: What r9d says where rdi is a file.
+A_FILE: Final = 3
+#: Directories above a file, mounts among them, that are looked at; what lies deeper is refused.
+_STEPS: Final = 4096
 _PF_KTHREAD: Final = 0x200000
 _MAPPED: Final = 0xFFFF_0000  # the middle of ::ffff:0:0/96, as a little-endian number's lower half
 
@@ -43,6 +48,7 @@ class Judge:
     def write(self) -> None:
         """All of it."""
         self._judge()
+        self._below()
         self._peer()
         self._named()
 
@@ -126,6 +132,8 @@ class Judge:
         asm.load("rcx", At(rule, layout.ALLOWED), 4)
         asm.test("rcx")
         asm.jump_if("e", "refuse")
+        asm.reckon("cmp", "r9", A_FILE)
+        asm.jump_if("e", "below")
         asm.reckon("cmp", "r9", 1)
         asm.jump_if("b", "next")
         asm.jump_if("a", "refuse")
@@ -158,6 +166,62 @@ class Judge:
         asm.move("rax", 0)
         asm.plain("popfq")
         asm.plain("ret")
+
+    def _below(self) -> None:
+        """rdi: a file, r10: a rule with directories: on to `refuse` if it is one of them or below, else to `next`.
+
+        From the file up, over mounts at the root of each file system. A directory is the same one by whatever name.
+        """
+        asm, at = self.asm, self.at
+        saved = ("rax", "rdx", "rdi", "r8", "r11")
+        asm.label("below")
+        asm.push(*saved)
+        asm.move("r11", _STEPS)
+        asm.load("r8", At("rdi", at.file_dentry))
+        asm.load("rdi", At("rdi", at.file_mount))
+        asm.label("look")
+        asm.load("rsi", At("r8", at.inode))
+        asm.test("rsi")
+        asm.jump_if("e", "up")
+        asm.load("rdx", At("r10", layout.ALLOW))
+        asm.load("rcx", At("r10", layout.ALLOWED), 4)
+        asm.label("folder")
+        asm.load("rax", At("rsi", at.number))
+        asm.reckon("cmp", "rax", At("rdx", layout.INODE))
+        asm.jump_if("ne", "another")
+        asm.load("rax", At("rsi", at.generation), 4)
+        asm.reckon("cmp", "rax", At("rdx", layout.GENERATION), 4)
+        asm.jump_if("ne", "another")
+        asm.load("rax", At("rsi", at.block))
+        asm.load("rax", At("rax", at.device), 4)
+        asm.reckon("cmp", "rax", At("rdx", layout.DEVICE), 4)
+        asm.jump_if("e", "within")
+        asm.label("another")
+        asm.reckon("add", "rdx", layout.NETWORK_SIZE)
+        asm.reckon("sub", "rcx", 1)
+        asm.jump_if("ne", "folder")
+        asm.label("up")
+        asm.reckon("sub", "r11", 1)
+        asm.jump_if("e", "within")
+        asm.load("rax", At("r8", at.parent))
+        asm.reckon("cmp", "rax", "r8")
+        asm.jump_if("e", "root")
+        asm.move("r8", "rax")
+        asm.jump("look")
+        asm.label("root")
+        asm.load("r8", At("rdi", at.mountpoint - at.mount))
+        asm.load("rax", At("rdi", at.above - at.mount))
+        asm.reckon("add", "rax", at.mount)
+        asm.reckon("cmp", "rax", "rdi")
+        asm.jump_if("e", "outside")
+        asm.move("rdi", "rax")
+        asm.jump("look")
+        asm.label("outside")
+        asm.pop(*reversed(saved))
+        asm.jump("next")
+        asm.label("within")
+        asm.pop(*reversed(saved))
+        asm.jump("refuse")
 
     def _peer(self) -> None:
         """rdi: a struct socket, rcx: its sock, r8d: its family; sets r9d, rdi, rsi by the peer. Changes rax."""

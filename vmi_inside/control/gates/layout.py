@@ -1,11 +1,12 @@
-"""What a gate leaves in the guest, as bytes: a header, the functions hooked, the rules, the networks allowed.
+"""What a gate leaves in the guest, as bytes: a header, the functions hooked, the rules, the networks allowed, the
+directories they are about.
 
 Knows the form of these records, which the code of `stub` reads, and which a later controller reads to tell what stands.
 They lie in padding of the kernel's text, which the guest itself cannot write. Where that is, is `place`'s matter.
 
-    page 0   header (64 bytes), then 16 bytes for each function hooked
+    page 0   header (64 bytes), then 16 bytes for each function hooked; in its second half the names of directories
     page 1   32 rules of 128 bytes
-    page 2   128 networks of 32 bytes
+    page 2   128 networks or directories of 32 bytes
     page 3-5 code
 """
 
@@ -37,6 +38,13 @@ NETWORK_LIMIT: Final = PAGE_SIZE // NETWORK_SIZE
 CODE_AT: Final = 3 * PAGE_SIZE
 CODE_LIMIT: Final = AREA_SIZE - CODE_AT
 
+#: Of a directory: number of the inode, device, generation, where its name begins in the area, bytes of that.
+_FOLDER: Final = struct.Struct("<QIIII8x")
+INODE, DEVICE, GENERATION = 0, 8, 12
+NAMES_AT: Final = PAGE_SIZE // 2
+#: What a rule's list is of.
+_NETWORKS, _FOLDERS = 0, 1
+
 Network = IPv4Network | IPv6Network
 _MAPPED: Final = int(IPv6Address("::ffff:0:0"))
 
@@ -51,10 +59,23 @@ class Scope(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Folder:
+    """A directory with all that is below it, or a single file: numbers of its inode, of its file system's device, its
+    inode's generation; `path` is for people.
+    """
+
+    inode: int
+    device: int
+    generation: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule: `operations` in bits; `families` in bits, too, of socket families that are refused.
 
     `networks` are what it lets through; with any, sockets may be made, bound and listened on, and only peers count.
+    `folders`, for opening files, are what it is limited to; a rule has one or the other.
     `counter` is the address of the 64-bit count of refusals, 0 for none, and `base` where it began to count. `pid`,
     `name`, `time` and `entry` are for people: the process it was asked for, its name then, when (seconds since the
     epoch), and the journal's id.
@@ -74,6 +95,7 @@ class Rule:
     name: str = ""
     entry: str = ""
     base: int = 0
+    folders: tuple[Folder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +130,20 @@ def encode(base: int, state: State) -> dict[int, bytes]:
     Raises `ValueError` when there is no room for so much.
     """
     top = max(state.rules, default=-1) + 1
-    networks = [network for slot in sorted(state.rules) for network in state.rules[slot].networks]
-    if top > RULE_LIMIT or len(networks) > NETWORK_LIMIT or len(state.hooks) > HOOK_LIMIT:
-        raise ValueError(f"room for {RULE_LIMIT} rules, {NETWORK_LIMIT} networks and {HOOK_LIMIT} functions only")
+    entries: list[bytes] = []
+    names = bytearray()
+    for slot in sorted(state.rules):
+        entries += map(_network, state.rules[slot].networks)
+        for one in state.rules[slot].folders:
+            text = one.path.encode("utf-8", "surrogateescape")
+            entries.append(_FOLDER.pack(one.inode, one.device, one.generation, NAMES_AT + len(names), len(text)))
+            names += text
+    if top > RULE_LIMIT or len(entries) > NETWORK_LIMIT or len(state.hooks) > HOOK_LIMIT:
+        raise ValueError(
+            f"room for {RULE_LIMIT} rules, {NETWORK_LIMIT} networks and directories, {HOOK_LIMIT} functions only"
+        )
+    if len(names) > PAGE_SIZE - NAMES_AT:
+        raise ValueError(f"room for names of directories of {PAGE_SIZE - NAMES_AT} bytes in all only")
     header = HEADER.pack(MAGIC, VERSION, top, len(state.hooks), state.mark, state.code_size, state.code_id)
     pieces = {0: header.ljust(HEADER_SIZE, b"\0") + b"".join(HOOK.pack(one.at, one.found) for one in state.hooks)}
     rules, listed = [], 0
@@ -120,18 +153,21 @@ def encode(base: int, state: State) -> dict[int, bytes]:
             rules.append(bytes(RULE_SIZE))
             continue
         allow = base + NETWORKS_AT + listed * NETWORK_SIZE
-        listed += len(rule.networks)
+        size = len(rule.folders) or len(rule.networks)
+        listed += size
         rules.append(
             _RULE.pack(
-                rule.operations, rule.scope, rule.families, allow, len(rule.networks), -rule.errno, rule.counter,
-                rule.number, 0, rule.first, rule.second, rule.pid, 0, rule.time,
+                rule.operations, rule.scope, rule.families, allow, size, -rule.errno, rule.counter,
+                rule.number, 0, rule.first, rule.second, rule.pid, _FOLDERS if rule.folders else _NETWORKS, rule.time,
                 rule.name.encode()[:16], rule.entry.encode()[:24], rule.base,
             )
         )  # fmt: skip
     if rules:
         pieces[RULES_AT] = b"".join(rules)
-    if networks:
-        pieces[NETWORKS_AT] = b"".join(map(_network, networks))
+    if entries:
+        pieces[NETWORKS_AT] = b"".join(entries)
+    if names:
+        pieces[NAMES_AT] = bytes(names)
     return pieces
 
 
@@ -145,17 +181,19 @@ def decode(base: int, raw: bytes) -> State:
     hooks = tuple(Hook(*HOOK.unpack_from(raw, HEADER_SIZE + at * HOOK.size)) for at in range(hooked))
     rules = {}
     for slot in range(top):
-        (operations, scope, families, allow, allowed, errno, counter, number, _, first, second, pid, _, time, name,
+        (operations, scope, families, allow, allowed, errno, counter, number, _, first, second, pid, about, time, name,
          entry, begun) = _RULE.unpack_from(raw, RULES_AT + slot * RULE_SIZE)  # fmt: skip
         if not operations:
             continue
         at = allow - base
         if scope not in iter(Scope) or not NETWORKS_AT <= at <= CODE_AT - allowed * NETWORK_SIZE:
             raise NotOurs(f"rule {slot} is of scope {scope} and allows {allowed} networks at {allow:#x}")
+        places = range(at, at + allowed * NETWORK_SIZE, NETWORK_SIZE)
         rules[slot] = Rule(
             operations, Scope(scope), families, -errno, number, first, second, counter,
-            tuple(_as_network(raw, at + each * NETWORK_SIZE) for each in range(allowed)),
+            tuple(_as_network(raw, one) for one in places if about != _FOLDERS),
             pid, time, _text(name), _text(entry), begun,
+            tuple(_as_folder(raw, one) for one in places if about == _FOLDERS),
         )  # fmt: skip
     return State(code_size, code_id, mark, hooks, rules)
 
@@ -179,6 +217,13 @@ def _as_network(raw: bytes, at: int) -> Network:
     if address >> 32 == _MAPPED >> 32 and length >= 96:
         return ip_network((address & 0xFFFF_FFFF, length - 96))
     return ip_network((address, length))
+
+
+def _as_folder(raw: bytes, at: int) -> Folder:
+    inode, device, generation, start, size = _FOLDER.unpack_from(raw, at)
+    if not NAMES_AT <= start <= start + size <= PAGE_SIZE:
+        raise NotOurs(f"a name of {size} bytes at {start:#x}")
+    return Folder(inode, device, generation, raw[start : start + size].decode("utf-8", "backslashreplace"))
 
 
 def _text(raw: bytes) -> str:

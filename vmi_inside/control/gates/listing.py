@@ -35,6 +35,7 @@ class Gates(Table):
     uid: I64  # -1 where the rule is for no user
     alive: Mask  # whether there still is the process or the cgroup
     allow: Text  # networks that are let through
+    paths: Text  # directories and files that `open` is limited to
     unix: Mask  # whether unix sockets are refused, too
     errno: Text  # what a refused call ends in
     refused: I64  # how often; -1 where nothing counts
@@ -83,6 +84,7 @@ def gates(kernel: Kernel, columns: Iterable[str] | None = None) -> Gates:
             for rule, group in zip(listed, groups, strict=True)
         ),
         "allow": text(",".join(map(str, rule.networks)) for rule in listed),
+        "paths": text(",".join(one.path for one in rule.folders) for rule in listed),
         "unix": _mask(
             known.get(rule.operations) == NETWORK and bool(rule.families >> UNIX & 1) for rule in listed
         ),

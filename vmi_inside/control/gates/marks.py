@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from vmi_inside.control.gates import rules
 from vmi_inside.control.gates.changes import Change
+from vmi_inside.control.gates.holes import holes
 from vmi_inside.control.gates.layout import Rule, Scope, State
-from vmi_inside.control.gates.place import holes
 from vmi_inside.control.gates.rules import Found
+from vmi_inside.control.places import thread_space
 from vmi_inside.errors import ControlError
 from vmi_inside.kernel import Kernel
 from vmi_inside.structs import Structs
@@ -48,21 +49,21 @@ def mark(kernel: Kernel, state: State, found: Found) -> tuple[Found, list[Change
     if not bit:
         raise ControlError(f"no more gates for processes with their children: {_BITS} stand")
     mine = rules.descendants(rows, found.pid, found.first, np.zeros(len(rows), dtype=np.bool_))
-    return replace(found, number=bit), _changes(state, rows, word, mine, set_=bit)
+    return replace(found, number=bit), _changes(state.mark, rows, word, mine, set_=bit)
 
 
-def unmarked(kernel: Kernel, state: State, rule: Rule) -> list[Change]:
+def unmarked(kernel: Kernel, offset: int, rule: Rule) -> list[Change]:
     """The words of descendants that do not bear a rule's mark."""
-    rows, word = _words(kernel, rules.tasks(kernel), state.mark)
+    rows, word = _words(kernel, rules.tasks(kernel), offset)
     marked: Mask = word & np.uint32(rule.number) != 0
     missing = rules.descendants(rows, rule.pid, rule.first, marked) & ~marked
-    return _changes(state, rows, word, missing, set_=rule.number)
+    return _changes(offset, rows, word, missing, set_=rule.number)
 
 
-def clear(kernel: Kernel, state: State, bits: int) -> list[Change]:
+def clear(kernel: Kernel, offset: int, bits: int) -> list[Change]:
     """The words of all tasks that bear these marks."""
-    rows, word = _words(kernel, rules.tasks(kernel), state.mark)
-    return _changes(state, rows, word, word & np.uint32(bits) != 0, clear=bits)
+    rows, word = _words(kernel, rules.tasks(kernel), offset)
+    return _changes(offset, rows, word, word & np.uint32(bits) != 0, clear=bits)
 
 
 def _words(kernel: Kernel, rows: Structs, offset: int) -> tuple[Structs, NDArray[np.uint32]]:
@@ -73,10 +74,14 @@ def _words(kernel: Kernel, rows: Structs, offset: int) -> tuple[Structs, NDArray
 
 
 def _changes(
-    state: State, rows: Structs, word: NDArray[np.uint32], which: Mask, *, set_: int = 0, clear: int = 0
+    offset: int, rows: Structs, word: NDArray[np.uint32], which: Mask, *, set_: int = 0, clear: int = 0
 ) -> list[Change]:
     what = "task_struct: a word that nothing uses"
+    chosen, old = rows.select(which), word[which].tolist()
+    columns = (chosen.address, chosen.number("pid"), chosen.unsigned("start_boottime"))
     return [
-        Change(at + state.mark, old.to_bytes(_WORD, "little"), (old & ~clear | set_).to_bytes(_WORD, "little"), what)
-        for at, old in zip(rows.address[which].tolist(), word[which].tolist(), strict=True)
-    ]
+        Change(
+            at + offset, was.to_bytes(_WORD, "little"), (was & ~clear | set_).to_bytes(_WORD, "little"), what,
+            space=thread_space(tid, born),
+        ) for at, tid, born, was in zip(*(one.tolist() for one in columns), old, strict=True)
+    ]  # fmt: skip

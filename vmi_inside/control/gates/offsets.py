@@ -1,6 +1,7 @@
 """Where the code of a gate finds things in this kernel: `current`, and members of structs that hooks are called with.
 
-Knows include/linux/sched.h, cred.h, cgroup-defs.h, net.h, socket.h and include/net/sock.h, 5.10 to 7.2, by probing.
+Knows include/linux/sched.h, cred.h, cgroup-defs.h, net.h, socket.h, fs.h, dcache.h, include/net/sock.h and
+fs/mount.h, 5.10 to 7.2, by probing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ _TASK: Final = {
     "born": ("start_boottime",),
     "cred": ("cred",),
     "css_set": ("cgroups",),
+}
+_FILES: Final = {
+    "file_dentry": ("file", "f_path.dentry"),
+    "file_mount": ("file", "f_path.mnt"),
+    "inode": ("dentry", "d_inode"),
+    "parent": ("dentry", "d_parent"),
+    "number": ("inode", "i_ino"),
+    "generation": ("inode", "i_generation"),
+    "block": ("inode", "i_sb"),
+    "device": ("super_block", "s_dev"),
+    "mount": ("mount", "mnt"),
+    "above": ("mount", "mnt_parent"),
+    "mountpoint": ("mount", "mnt_mountpoint"),
 }
 
 
@@ -50,6 +64,17 @@ class Offsets:
     name: int  # msghdr.msg_name
     name_size: int  # msghdr.msg_namelen
     private: int  # file.private_data
+    file_dentry: int  # file.f_path
+    file_mount: int
+    inode: int  # dentry.d_inode
+    parent: int  # dentry.d_parent
+    number: int  # inode.i_ino, 8 bytes
+    generation: int  # inode.i_generation, 4 bytes
+    block: int  # inode.i_sb
+    device: int  # super_block.s_dev, 4 bytes
+    mount: int  # mount.mnt, which files point to
+    above: int  # mount.mnt_parent
+    mountpoint: int  # mount.mnt_mountpoint
 
 
 def find_offsets(kernel: Kernel) -> Offsets:
@@ -80,6 +105,7 @@ def find_offsets(kernel: Kernel) -> Offsets:
             name=message.member("msg_name").offset,
             name_size=message.member("msg_namelen").offset,
             private=kernel.struct("file").member("private_data").offset,
+            **{name: kernel.struct(of).member(path).offset for name, (of, path) in _FILES.items()},
         )
     except (NoMember, NoSymbol) as error:
         raise Unsupported(f"no gates for this kernel: {error}") from None

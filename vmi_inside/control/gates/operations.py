@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Kind = Literal[
-    "create", "socket", "connect", "send", "receive", "getsockopt", "splice", "task", "tracer", "traced", "signal",
-    "read-module", "load-module",
+    "create", "socket", "connect", "send", "receive", "getsockopt", "splice", "task", "open", "tracer", "traced",
+    "signal", "read-module", "load-module",
 ]  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Operation:
 
 
 NETWORK: Final = "network"
+OPEN: Final = "open"
 
 OPERATIONS: Final = {
     one.name: one
@@ -56,7 +57,7 @@ OPERATIONS: Final = {
         Operation("exec", 1 << 1, "running programs (execve)", (
             Hooked(("security_bprm_creds_for_exec", "security_bprm_check"), "task"),
         )),
-        Operation("open", 1 << 2, "opening files", (Hooked(("security_file_open",), "task"),)),
+        Operation(OPEN, 1 << 2, "opening files", (Hooked(("security_file_open",), "open"),)),
         Operation("module", 1 << 3, "loading kernel modules", (
             Hooked(("security_kernel_read_file",), "read-module"),
             Hooked(("security_kernel_load_data",), "load-module"),

@@ -14,7 +14,9 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
 from vmi_inside.control.gates import marks, operations, rules
+from vmi_inside.control.gates.aborting import Aborted, Aborting
 from vmi_inside.control.gates.changes import Change, Plan
+from vmi_inside.control.gates.folders import folders
 from vmi_inside.control.gates.layout import Network, Rule, Scope, State
 from vmi_inside.control.gates.rules import Subject
 from vmi_inside.control.gates.standing import Site
@@ -40,13 +42,14 @@ _LOOK_AGAIN: Final = 0.02
 class Outcome:
     """What was done: the journal's entry (None for a dry run), seconds that the guest stood still, what was written.
 
-    `notes` is what there is to say beside.
+    `aborted` is what became of open connections, where that was asked for. `notes` is what there is to say beside.
     """
 
     entry: Entry | None
     seconds: float
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
+    aborted: Aborted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +63,25 @@ class Denial:
     errno: str = "EACCES"
     force: bool = False
     reason: str = ""
+    abort: bool = False
+    paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known(self.operation)
         if self.errno not in ERRNOS:
             raise ControlError(f"a refused call ends in {' or '.join(ERRNOS)}, not in {self.errno}")
-        if self.operation != operations.NETWORK and (self.networks or self.unix):
-            raise ControlError(f"networks and unix sockets have nothing to do with {self.operation}")
+        if self.operation != operations.NETWORK and (self.networks or self.unix or self.abort):
+            raise ControlError(f"networks, unix sockets and connections have nothing to do with {self.operation}")
+
+        if self.operation != operations.OPEN and self.paths:
+            raise ControlError(f"paths have nothing to do with {self.operation}")
 
     def detail(self) -> dict[str, Any]:
         """For the journal."""
         return {
             "gate": "deny", "operation": self.operation, "subject": str(self.subject), "errno": self.errno,
             "allow": [str(network) for network in self.networks], "unix": self.unix,
+            "abort": self.abort, "paths": list(self.paths),
         }  # fmt: skip
 
 
@@ -105,10 +114,12 @@ class Placing:
 
     def deny(self, asked: Denial, *, dry: bool = False) -> Outcome:
         """Refuse the operation to the subject. Raises `Conflict` when that stands already, `ControlError`, `Unsafe`."""
+        placed, marked = [0], [0]
 
         def plan(number: str) -> tuple[Plan, list[Change], State]:
             before, raw = self.site.read()
             found = rules.find(self.kernel, self.site.offsets, asked.subject, force=asked.force)
+            limited = folders(self.kernel, asked.subject.pid, asked.paths)
             state = before or self.site.fresh()
             if before is not None and not self.site.ours(before):
                 raise Conflict("gates of another version of vmi-inside stand there; take those out first")
@@ -125,12 +136,13 @@ class Placing:
             if found.scope == Scope.MARKED:
                 found, words = marks.mark(self.kernel, state, found)
                 more += words
-            slot = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
+                marked[0] = found.number
+            slot = placed[0] = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
             counter, begun = self.site.spare_counter(state)
             rule = Rule(
                 bit, found.scope, operations.families(known(asked.operation), unix=asked.unix), ERRNOS[asked.errno],
                 found.number, found.first, found.second, counter, asked.networks, found.pid,
-                int(time.time()), found.name, number, begun,
+                int(time.time()), found.name, number, begun, limited,
             )  # fmt: skip
             after = replace(state, rules=dict(sorted({**state.rules, slot: rule}.items())))
             try:
@@ -138,15 +150,16 @@ class Placing:
             except ValueError as error:
                 raise ControlError(f"no more gates: {error}") from None
 
+        aborting = Aborting(self.controls, self.site.offsets) if asked.abort else None
         reason = _because(f"deny {asked.operation} to {asked.subject}", asked.reason)
-        outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True)
-        if asked.subject.children and not dry:
-            bit = known(asked.operation).bit
-            rule = next(
-                one for one in after.rules.values()
-                if (one.operations, one.scope, one.pid) == (bit, Scope.MARKED, asked.subject.pid)
-            )  # fmt: skip
-            self._follow(lambda: marks.unmarked(self.kernel, after, rule), reason)
+        outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True, bits=lambda: marked[0])
+        if dry:
+            return outcome
+        rule = after.rules[placed[0]]
+        if asked.subject.children:
+            self._follow(lambda: marks.unmarked(self.kernel, after.mark, rule), reason)
+        if aborting is not None:
+            outcome = self._abort(aborting, outcome, rule, after.mark, reason)
         return outcome
 
     def allow(
@@ -172,24 +185,53 @@ class Placing:
                 raise ControlError(f"{words} is not denied; nothing was changed")
             after = replace(before, rules={at: rule for at, rule in before.rules.items() if at not in gone})
             cleared[0] = sum({rule.number for rule in gone.values() if rule.scope == Scope.MARKED})
-            changes = marks.clear(self.kernel, before, cleared[0]) if cleared[0] else []
+            changes = marks.clear(self.kernel, before.mark, cleared[0]) if cleared[0] else []
             changes += self._uncount(gone.values())
             return self.site.plan(before, raw, after), changes, before
 
         words = f"{operation or 'anything'} to {subject or 'anybody'}"
         detail = {"gate": "allow", "operation": operation or "", "subject": str(subject or "")}
-        outcome, before = self._do(plan, _because(f"allow {words}", reason), detail, dry=dry, coming=False)
+        outcome, before = self._do(
+            plan, _because(f"allow {words}", reason), detail, dry=dry, coming=False, bits=lambda: cleared[0]
+        )
         if cleared[0] and not dry:
-            self._follow(lambda: marks.clear(self.kernel, before, cleared[0]), f"allow {words}")
+            self._follow(lambda: marks.clear(self.kernel, before.mark, cleared[0]), f"allow {words}")
         return outcome
+
+    def _abort(self, aborting: Aborting, outcome: Outcome, rule: Rule, mark: int, reason: str) -> Outcome:
+        """Raises `Unsafe` where that cannot be done; the gate stands then."""
+        try:
+            aborted = aborting.abort(rule, mark, reason)
+        except (Unsafe, Conflict) as error:
+            raise type(error)(f"the gate stands, but not all connections could be ended: {error}") from error
+        return replace(outcome, aborted=aborted, notes=(*outcome.notes, aborted.words()))
+
+    def settle(self, entry: Entry) -> None:
+        """After a change of gates was undone: who was born meanwhile bears the marks that stand, and no others."""
+        mark, bits = entry.detail.get("mark"), entry.detail.get("bits")
+        if not isinstance(mark, int) or not isinstance(bits, int) or not mark:
+            return
+        state, _ = self.site.read()
+        listed = [rule for rule in state.rules.values() if rule.scope == Scope.MARKED] if state else []
+        standing = [rule for rule in listed if rule.number & bits]
+        stale = bits & ~sum({rule.number for rule in listed})
+
+        def missing() -> list[Change]:
+            found = marks.clear(self.kernel, mark, stale) if stale else []
+            return found + [one for rule in standing for one in marks.unmarked(self.kernel, mark, rule)]
+
+        self._follow(missing, f"undo of {entry.id}")
 
     # -- one transaction ----------------------------------------------------------------------------------------------
 
     def _do(
         self, plan: Callable[[str], tuple[Plan, list[Change], State]], reason: str, detail: Mapping[str, Any], *,
-        dry: bool, coming: bool,
+        dry: bool, coming: bool, bits: Callable[[], int],
     ) -> tuple[Outcome, State]:  # fmt: skip
-        """Plan, stop the guest, write. What changed in between is seen before anything is written, and planned anew."""
+        """Plan, stop the guest, write. What changed in between is seen before anything is written, and planned anew.
+
+        `bits` are the marks in tasks that come or go, for who undoes it.
+        """
         made, more, state = plan("")  # what is wrong with it is found before all else
         if dry:
             return Outcome(None, 0.0, (*more, *made.records, *made.code), made.notes), state
@@ -205,10 +247,12 @@ class Placing:
                 try:
                     with self.controls.transaction(reason, kind="gate", detail=detail, code=True) as change:
                         pause = change.pause
+                        change.detail.update(mark=state.mark, bits=bits())
                         if made.inside:
                             change.nobody_in([self.site.code_range])
                         change.make(
-                            Write(one.address, b"" if one.moving else one.old, one.new, one in code) for one in changes
+                            Write(one.address, b"" if one.moving else one.old, one.new, one in code, one.space)
+                            for one in changes
                         )  # fmt: skip
                 except (Conflict, Unsafe, MemoryFault) as error:
                     refused = error
@@ -236,7 +280,7 @@ class Placing:
                     suppress(Conflict, MemoryFault),  # tasks come and go
                     self.controls.transaction(f"{reason}: children made meanwhile", kind="gate") as change,
                 ):
-                    change.make(Write(one.address, one.old, one.new) for one in missing())
+                    change.make(Write(one.address, one.old, one.new, space=one.space) for one in missing())
             elif (clean := clean + 1) == _LOOKS:
                 return
 

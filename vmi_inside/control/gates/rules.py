@@ -174,7 +174,7 @@ def tasks(kernel: Kernel) -> Structs:
     """All threads of all processes, with what `descendants` needs."""
     with kernel.operation():
         _, _, rows = pids(kernel).tasks(kernel, PIDTYPE_PID)
-        return rows.fetch("tgid", "real_parent", "start_boottime", "comm")
+        return rows.fetch("pid", "tgid", "real_parent", "start_boottime", "comm")
 
 
 def descendants(rows: Structs, pid: int, born: int, marked: Mask) -> Mask:

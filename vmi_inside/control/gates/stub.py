@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from vmi_inside.control.assemble import Assembler, At
 from vmi_inside.control.gates import layout
-from vmi_inside.control.gates.assemble import Assembler, At
-from vmi_inside.control.gates.judge import AF_INET, AF_INET6, SIMPLE, SOCK_DGRAM, SOCK_STREAM, Judge
+from vmi_inside.control.gates.judge import A_FILE, AF_INET, AF_INET6, SIMPLE, SOCK_DGRAM, SOCK_STREAM, Judge
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.operations import LAST_FAMILY, NO_SOCKET, Kind
 
@@ -89,7 +89,7 @@ class _Stubs:
         """What a hook takes from its arguments."""
         go_on = f"{name}: go on"
         asm, at = self.asm, self.at
-        if kind in ("task", "tracer", "traced", "signal", "read-module", "load-module"):
+        if kind in ("task", "open", "tracer", "traced", "signal", "read-module", "load-module"):
             self._look_at_task(kind, go_on)
             return
         if kind == "create":  # family, type, protocol, whether the kernel asks for itself
@@ -179,7 +179,9 @@ class _Stubs:
     def _look_at_task(self, kind: Kind, go_on: str) -> None:
         asm, at = self.asm, self.at
         asm.move("r8", NO_SOCKET)
-        if kind == "tracer":  # another task, a mode: attaching, or only looking at what /proc shows
+        if kind == "open":  # a file
+            asm.move("r9", A_FILE)
+        elif kind == "tracer":  # another task, a mode: attaching, or only looking at what /proc shows
             asm.test("rsi", _PTRACE_MODE_ATTACH)
             asm.jump_if("e", go_on)
         elif kind == "traced":  # its parent is to trace the current task

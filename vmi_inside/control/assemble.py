@@ -1,6 +1,6 @@
-"""A small x86_64 assembler: the few instructions that gates are made of, at the address where they will run.
+"""A small x86_64 assembler: the few instructions that code of ours is made of, at the address where they will run.
 
-Knows encodings (Intel SDM, volume 2) and labels. What the code does is `stub`'s matter.
+Knows encodings (Intel SDM, volume 2) and labels. What the code does is left to `deferred` and `gates`.
 """
 
 from __future__ import annotations
@@ -82,6 +82,10 @@ class Assembler:
         opcode = {8: b"\x8b", 4: b"\x8b", 2: b"\x0f\xb7", 1: b"\x0f\xb6"}[size]
         self._memory(opcode, REGISTERS[to], source, wide=size == 8)
 
+    def store(self, to: At, register: str, size: int = 8) -> None:
+        """The lower `size` bytes, 8 or 4, of a register go to memory."""
+        self._memory(b"\x89", REGISTERS[register], to, wide=size == 8)
+
     def load_gs(self, to: str, address: int) -> None:
         """`to` = the 64-bit number at gs:`address`, an address or offset that fits 32 signed bits."""
         self._code += b"\x65"
@@ -161,14 +165,17 @@ class Assembler:
         self._code += bytes([0x0F, 0x80 | CONDITIONS[condition]])
         self._distance(to)
 
-    def call(self, to: str) -> None:
-        """`call`, to a label."""
+    def call(self, to: str | int) -> None:
+        """`call`, to a label or an address within 2 GiB."""
         self._code += b"\xe8"
         self._distance(to)
 
     def plain(self, name: str) -> None:
         """An instruction without operands."""
-        self._code += {"ret": b"\xc3\xcc", "cli": b"\xfa", "pushfq": b"\x9c", "popfq": b"\x9d", "int3": b"\xcc"}[name]
+        self._code += {
+            "ret": b"\xc3\xcc", "cli": b"\xfa", "pushfq": b"\x9c", "popfq": b"\x9d", "int3": b"\xcc",
+            "endbr64": b"\xf3\x0f\x1e\xfa",
+        }[name]  # fmt: skip
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
