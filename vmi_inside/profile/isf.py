@@ -74,7 +74,7 @@ def _symbols(profile: Profile, types: _Types) -> Iterator[tuple[str, dict[str, A
     for name, row in chosen.items():
         one = symbols[row]
         entry: dict[str, Any] = {"address": one.value if one.fixed else one.value + LINKED_AT}
-        if one.type in "tTwW":
+        if profile.is_code(row):
             entry["type"] = {"kind": "function"}
         else:
             known = variables.get(name) or types.alias(profile.listed_texts(name))
