@@ -9,6 +9,7 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -40,10 +41,16 @@ def program(guest: Guest, *, live: bool = True) -> Any:
     made.set_linux_kernel_custom(information, live)
     start = parts.KERNEL_HALF
     made.add_memory_segment(start, (1 << 64) - 1 - start, memory.virtual, False)
-    known = types.Types(made, guest.kernel.profile.types)
+    known = types.TypesOfAll(made, guest.kernel)
     made.register_type_finder(_NAME, known.find, enable_index=0)
-    made.register_object_finder(_NAME, parts.Objects(made, guest, known).find, enable_index=0)
+    made.register_object_finder(_NAME, parts.Objects(made, guest, known.kernel).find, enable_index=0)
     made.register_symbol_finder(_NAME, parts.Symbols(guest).find, enable_index=0)
+    # It unwinds stacks by the kernel's own tables (ORC) only in what it calls modules, of which the kernel is one.
+    with suppress(LookupError, ValueError, drgn.FaultError):  # a damaged list of modules: stacks are guessed at
+        made.create_loaded_modules()
+        end = guest.kernel.profile.find_symbol("_end")
+        if end is not None:  # it would take the range from a file
+            made.main_module().address_range = guest.kernel.profile.origin, end
     return made
 
 

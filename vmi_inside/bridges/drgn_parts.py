@@ -23,14 +23,15 @@ from drgn import (
 )
 
 from vmi_inside.bridges.drgn_types import Types
-from vmi_inside.errors import MemoryFault, VmiError
+from vmi_inside.errors import MemoryFault, ProfileError, VmiError
 from vmi_inside.guest import Guest
+from vmi_inside.linux.loaded import Loaded, loaded
+from vmi_inside.linux.module_types import ModuleTypes, every_module
 from vmi_inside.profile import btf
 from vmi_inside.types import align_up
 
 #: Where kernels' half of the addresses begins, with five levels of page tables.
 KERNEL_HALF: Final = 0xFF00_0000_0000_0000
-_TEXT: Final = "tTwW"
 #: Arrays whose length depends on the kernel's configuration: what they hold. They end where the next symbol begins.
 _COUNTED: Final = {
     "__per_cpu_offset": "unsigned long",
@@ -68,9 +69,10 @@ class Memory:
 
 
 class Symbols:
-    """The kernel's symbols."""
+    """The symbols of the kernel, and of the modules that are loaded when one is asked for."""
 
     def __init__(self, guest: Guest) -> None:
+        self._kernel = guest.kernel
         self._profile = guest.kernel.profile
 
     def find(self, _: Program, name: str | None, address: int | None, one: bool) -> list[Symbol]:
@@ -85,7 +87,10 @@ class Symbols:
             rows = [] if best is None else [best] if one else symbols.rows(name)
         else:
             rows = list(range(len(symbols)))
-        return [self._symbol(row) for row in (rows[:1] if one else rows)]
+        given = [self._symbol(row) for row in (rows[:1] if one else rows)]
+        if not (given and one) and (address is None or not self._inside(address)):
+            given += self._of_modules(name, address)
+        return given[:1] if one else given
 
     def _inside(self, address: int) -> bool:
         end = self._profile.find_symbol("_end")
@@ -100,7 +105,40 @@ class Symbols:
         start = each.value if each.fixed else (each.value + self._profile.origin) % (1 << 64)
         weak = each.type in "wWvV"
         binding = SymbolBinding.WEAK if weak else SymbolBinding.GLOBAL if each.type.isupper() else SymbolBinding.LOCAL
-        return Symbol(each.name, start, size, binding, SymbolKind.FUNC if each.type in _TEXT else SymbolKind.OBJECT)
+        kind = SymbolKind.FUNC if self._profile.is_code(row) else SymbolKind.OBJECT
+        return Symbol(each.name, start, size, binding, kind)
+
+    def _of_modules(self, name: str | None, address: int | None) -> list[Symbol]:
+        try:
+            memory = loaded(self._kernel)
+        except (ProfileError, MemoryFault):
+            return []
+        if address is not None and memory.within(np.array([address], np.uint64))[0] < 0:
+            return []
+        return [
+            found
+            for module in every_module(self._kernel)
+            if name is None or name in module.symbols
+            for found in _placed(module, memory)
+            if name in (None, found.name) and (address is None or found.address <= address < found.address + found.size)
+        ]
+
+
+def _placed(module: ModuleTypes, memory: Loaded) -> list[Symbol]:
+    """A module's symbols that lie in its memory, ascending; each ends where the next begins, or its region does."""
+    names = sorted(module.symbols, key=lambda name: module.symbols[name])
+    value = np.array([module.symbols[name] for name in names], np.uint64)
+    found: dict[str, Symbol] = {}  # before 6.4 the region of code is part of a greater one, which comes behind it
+    for at in range(len(memory.base)):
+        base, size = int(memory.base[at]), int(memory.size[at])
+        if memory.name[int(memory.owner[at])] != module.name:
+            continue
+        kind = SymbolKind.FUNC if memory.text[at] else SymbolKind.OBJECT
+        first, last = np.searchsorted(value, np.array([base, base + size], np.uint64))
+        ends = [*value[first + 1 : last].tolist(), base + size][: last - first]
+        for name, start, end in zip(names[first:last], value[first:last].tolist(), ends, strict=True):
+            found.setdefault(name, Symbol(name, start, end - start, SymbolBinding.UNKNOWN, kind))
+    return list(found.values())
 
 
 class Objects:
@@ -123,7 +161,7 @@ class Objects:
         if row is None:
             return None
         address = self._profile.symbol(name)
-        if self._profile.symbols[row].type in _TEXT:
+        if self._profile.is_code(row):
             of = self._functions.get(name) if flags & FindObjectFlags.FUNCTION else None
             return None if of is None else Object(self._program, self._types.type(of), address=address)
         found = self._variable(name) if flags & FindObjectFlags.VARIABLE else None

@@ -21,6 +21,8 @@ from drgn import (
 )
 
 from vmi_inside.errors import WrongProfile
+from vmi_inside.kernel import Kernel
+from vmi_inside.linux.module_types import every_module
 from vmi_inside.profile import btf
 from vmi_inside.profile.btf import Btf
 
@@ -36,18 +38,44 @@ _KINDS: Final = {
 }  # fmt: skip
 
 
-class Types:
-    """The types of one BTF blob for one program."""
+class TypesOfAll:
+    """The types of the kernel, and of the modules that are loaded when one is asked for."""
 
-    def __init__(self, program: Program, types: Btf) -> None:
+    def __init__(self, program: Program, kernel: Kernel) -> None:
+        self.kernel = Types(program, kernel.profile.types)
         self._program = program
-        self._types = types
-        self._made: dict[int, Type] = {}
+        self._kernel = kernel
+        self._modules: dict[int, Types] = {}
 
     def find(self, _: Program, kinds: TypeKindSet, name: str, filename: str | None) -> Type | None:
-        """drgn's type finder: the first type of that name and one of these kinds."""
+        """drgn's type finder: the kernel's, or the first module's."""
         if filename:  # BTF does not tell files
             return None
+        found = self.kernel.find(kinds, name)
+        if found is not None:
+            return found
+        for module in every_module(self._kernel):
+            if module.types is not None:
+                own = self._modules.setdefault(
+                    id(module.types), Types(self._program, module.types, self.kernel)
+                )  # what was parsed is kept with the kernel: an id stays its own
+                found = own.find(kinds, name)
+                if found is not None:
+                    return found
+        return None
+
+
+class Types:
+    """The types of one BTF blob for one program; a module's have the kernel's as `base`."""
+
+    def __init__(self, program: Program, types: Btf, base: Types | None = None) -> None:
+        self._program = program
+        self._types = types
+        self._base = base
+        self._made: dict[int, Type] = {}
+
+    def find(self, kinds: TypeKindSet, name: str) -> Type | None:
+        """The first type of that name and one of these kinds."""
         wanted = {each for kind in kinds for each in _KINDS.get(kind, ())}
         for one in self._types.ids(name, *wanted):
             found = self.type(one)
@@ -57,6 +85,8 @@ class Types:
 
     def type(self, one: int, depth: int = 0) -> Type:
         """The type of that id. Raises `WrongProfile` when the types are damaged."""
+        if self._base is not None and self._types.base is not None and one < self._types.base.end_id:
+            return self._base.type(one, depth)
         found = self._made.get(one)
         if found is None:
             if depth > _DEPTH_LIMIT:

@@ -10,7 +10,6 @@ the kernel has five. The symbol table is made in memory of the kernel's own type
 
 from __future__ import annotations
 
-import functools
 import struct
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
@@ -19,13 +18,13 @@ from volatility3.framework import class_subclasses, constants, exceptions, inter
 from volatility3.framework.configuration import requirements
 from volatility3.framework.interfaces.configuration import parent_path, path_join
 from volatility3.framework.layers import intel
-from volatility3.framework.symbols import intermed, linux
+from volatility3.framework.symbols import intermed, linux, metadata
 
 from vmi_inside import __version__
 from vmi_inside.guest import Guest, attach
+from vmi_inside.linux.symbol_tables import symbol_tables
 from vmi_inside.memory import PhysicalMemory
 from vmi_inside.profile.isf import FORMAT, isf
-from vmi_inside.profile.profile import Profile
 
 #: What a guest's location begins with: `vol -f vmi-inside://web01`.
 SCHEME: Final = "vmi-inside:"
@@ -34,6 +33,8 @@ _LOCATION: Final = "automagic.LayerStacker.single_location"
 _MEMORY, _SPACE, _SYMBOLS = "guest_memory", "guest_space", "guest_symbols"
 _HOME: Final = "vmi_inside"
 _READ_LIMIT: Final = 1 << 30
+#: The release of dwarf2json whose tables have all that plugins ask the release for.
+_AS_GOOD_AS: Final = "0.8.0"
 
 #: Guests that are attached already, by location.
 guests: dict[str, Guest] = {}
@@ -179,6 +180,11 @@ class _InMemory(intermed.IntermediateSymbolTable):  # type: ignore[misc]
 class GuestSymbols(linux.LinuxKernelIntermedSymbols, _InMemory):  # type: ignore[misc]
     """The kernel's types and symbols, made of what its memory says, with volatility3's Linux classes on them."""
 
+    @property
+    def producer(self) -> metadata.ProducerMetadata:
+        """Whose table this is as good as: linux.malware.hidden_modules refuses those of any other producer's."""
+        return metadata.ProducerMetadata({"name": "dwarf2json", "version": _AS_GOOD_AS})
+
 
 class VmiInside(interfaces.automagic.AutomagicInterface):  # type: ignore[misc]
     """Hands a guest of ours to plugins, where the location says `vmi-inside://NAME`; else does nothing."""
@@ -231,11 +237,6 @@ def _enter(context: interfaces.context.ContextInterface, guest: Guest) -> None:
     layer = kind(context, where, _SPACE, {"os": "Linux"})
     context.add_layer(layer)
     # Addresses without their sign extension, as everywhere in volatility3.
-    table = GuestSymbols(context, path_join(_HOME, _SYMBOLS), _SYMBOLS, _table(profile), layer.address_mask)
+    told = isf(profile, __version__, symbol_tables(guest.kernel))
+    table = GuestSymbols(context, path_join(_HOME, _SYMBOLS), _SYMBOLS, told, layer.address_mask)
     context.symbol_space.append(table)
-
-
-@functools.lru_cache(maxsize=1)
-def _table(profile: Profile) -> dict[str, Any]:
-    """The symbol table: it is of the kernel's build, and does not change with the guest."""
-    return isf(profile, __version__)

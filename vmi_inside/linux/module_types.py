@@ -6,6 +6,7 @@ Parsing BTF is `profile`'s.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,18 +43,35 @@ def module_types(kernel: Kernel, name: str) -> ModuleTypes | None:
 
     Parsed once for each loading of the module: the kernel gives every BTF that it loads an id of its own.
     """
+    return next(_each(kernel, name), None)
+
+
+def every_module(kernel: Kernel) -> list[ModuleTypes]:
+    """All modules that can be read, the last loaded first; each parsed once. Before 5.11 they have symbols only."""
+    return list(_each(kernel))
+
+
+def _each(kernel: Kernel, name: str | None = None) -> Iterator[ModuleTypes]:
+    kept: dict[int, tuple[int, int, int]] = {}
     try:
-        found = _find(kernel, name)
-        if found is None:
-            return None
-        parsed = _parsed(kernel, found)
-        key = (name, int(found.address[0]), *parsed)
-        if key not in kernel.modules:
-            kernel.modules[key] = ModuleTypes(name, _types(kernel, *parsed), module_symbols(kernel, found))
-        known: ModuleTypes = kernel.modules[key]
-        return known
+        known = loaded(kernel)
+        if name is not None or kernel.profile.find_symbol("btf_modules"):
+            kept = _kept(kernel)
     except (ProfileError, MemoryFault):
-        return None
+        return
+    for row, own in enumerate(known.name):
+        if name in (None, own):
+            module = known.modules.select(np.array([row]))
+            address = int(module.address[0])
+            parsed = kept.get(address, (0, 0, 0))
+            key = (own, address, *parsed)
+            try:
+                if key not in kernel.modules:
+                    kernel.modules[key] = ModuleTypes(own, _types(kernel, *parsed), module_symbols(kernel, module))
+            except (ProfileError, MemoryFault):
+                continue
+            found: ModuleTypes = kernel.modules[key]
+            yield found
 
 
 def find_struct(kernel: Kernel, module: str, name: str) -> CType | None:
@@ -65,25 +83,18 @@ def find_struct(kernel: Kernel, module: str, name: str) -> CType | None:
     return found
 
 
-def _find(kernel: Kernel, name: str) -> Structs | None:
-    known = loaded(kernel)
-    at = [row for row, text in enumerate(known.name) if text == name]
-    return known.modules.select(np.array(at[:1])) if at else None
+def _kept(kernel: Kernel) -> dict[int, tuple[int, int, int]]:
+    """The BTF that the kernel parsed and keeps, by the address of its module: id, address and size.
 
-
-def _parsed(kernel: Kernel, module: Structs) -> tuple[int, int, int]:
-    """The BTF that the kernel parsed and keeps: id, address and size; zeros where there is none.
-
-    The section that the module came with may be gone by now.
+    The section that the module came with may be gone by now. Raises `NoSymbol` where the kernel keeps none.
     """
     listed = walk.serial(kernel.space, kernel.symbol("btf_modules"), what="btf_modules", limit=MODULE_LIMIT)
     ctype = kernel.struct("btf_module")
     holders = kernel.structs(ctype, listed.address - np.uint64(ctype.member("list").offset)).fetch("module", "btf")
-    mine = np.flatnonzero(holders.pointer("module") == module.address[0])
-    if not len(mine):
-        return 0, 0, 0
-    held = holders.select(mine[:1]).follow("btf").fetch("id", "data", "data_size")
-    return int(held.unsigned("id")[0]), int(held.pointer("data")[0]), int(held.unsigned("data_size")[0])
+    held = holders.follow("btf").fetch("id", "data", "data_size")
+    told = (held.unsigned("id"), held.pointer("data"), held.unsigned("data_size"))
+    rows = zip(*(each.tolist() for each in told), strict=True)
+    return dict(zip(holders.pointer("module").tolist(), rows, strict=True))
 
 
 def _types(kernel: Kernel, _: int, address: int, size: int) -> Btf | None:

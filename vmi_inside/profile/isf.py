@@ -10,7 +10,7 @@ type is given as void, and the reader casts.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from vmi_inside.errors import WrongProfile
@@ -18,7 +18,7 @@ from vmi_inside.profile import btf
 from vmi_inside.profile.btf import Btf
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.profile.profile import LINKED_AT, Profile
-from vmi_inside.types import align_up
+from vmi_inside.types import MASK64, align_up
 
 FORMAT: Final = "6.2.0"
 _VOID: Final = {"kind": "base", "name": "void"}
@@ -29,8 +29,11 @@ _CHAR: Final = 2
 _KEEPER: Final = "tk_core"
 
 
-def isf(profile: Profile, version: str) -> dict[str, Any]:
-    """The whole table, as `json` takes it. `version` is the producer's. Raises `WrongProfile` when BTF is damaged."""
+def isf(profile: Profile, version: str, tables_at: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The whole table, as `json` takes it. `version` is the producer's. Raises `WrongProfile` when BTF is damaged.
+
+    `tables_at` are more symbols: addresses, as the guest has them, of kallsyms' own tables.
+    """
     types = _Types(profile.types)
     tables = types.tables()
     keeper = _keeper(profile)
@@ -45,7 +48,15 @@ def isf(profile: Profile, version: str) -> dict[str, Any]:
         "base_types": tables["base"],
         "user_types": tables["user"],
         "enums": tables["enum"],
-        "symbols": dict(_symbols(profile, types)),
+        "symbols": {**dict(_symbols(profile, types)), **_tables(profile, tables_at or {})},
+    }
+
+
+def _tables(profile: Profile, tables_at: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Symbols of kallsyms' tables; their number is an unsigned int since 4.20 (kernel/kallsyms_internal.h)."""
+    of = {"kallsyms_num_syms": {"kind": "base", "name": "unsigned int"}}
+    return {
+        name: {"address": (at - profile.slide) & MASK64, "type": of.get(name, _VOID)} for name, at in tables_at.items()
     }
 
 
@@ -63,7 +74,7 @@ def _symbols(profile: Profile, types: _Types) -> Iterator[tuple[str, dict[str, A
     for name, row in chosen.items():
         one = symbols[row]
         entry: dict[str, Any] = {"address": one.value if one.fixed else one.value + LINKED_AT}
-        if one.type in "tTwW":
+        if profile.is_code(row):
             entry["type"] = {"kind": "function"}
         else:
             known = variables.get(name) or types.alias(profile.listed_texts(name))

@@ -16,8 +16,8 @@ length of a name is one byte; since 6.1, from 128 on two, low seven bits first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -50,13 +50,14 @@ class Kallsyms:
     """What the tables say: the symbols, and the address of `_text` as the running kernel has it.
 
     `origin` is None where the tables hold no address (7.0 on). They then tell where `_text` lies: `place` bytes before
-    the offsets, which stand at `offsets` in what was parsed.
+    the offsets. `tables` says where in what was parsed each table begins, by the kernel's name for it, of which the
+    kernel itself keeps no symbol.
     """
 
     symbols: Symbols
     origin: int | None
-    offsets: int
     place: int | None
+    tables: Mapping[str, int] = field(default_factory=dict)
 
 
 def find(memory: PhysicalMemory, start: int, reach: int = _REACH) -> Iterator[Kallsyms]:
@@ -77,7 +78,7 @@ def find(memory: PhysicalMemory, start: int, reach: int = _REACH) -> Iterator[Ka
             window = region(memory, low, at + here + _BEHIND - low)
             table = parse(np.frombuffer(window, np.uint8), at + here - low) if window is not None else None
             if table is not None:
-                yield replace(table, offsets=table.offsets + low)
+                yield replace(table, tables={name: place + low for name, place in table.tables.items()})
             here = text.find(_DIGITS, here + 1)
 
 
@@ -97,7 +98,8 @@ def parse(image: U8, digits: int) -> Kallsyms | None:
             continue
         values = _values(image, names, index_at + 2 * _TOKENS)
         if values is not None:
-            return _decode(image, image[table_at:index_at], index, names, values)
+            found = _decode(image, image[table_at:index_at], index, names, values)
+            return found and replace(found, tables=_tables(names, values, markers_at, table_at, index_at))
     return None
 
 
@@ -106,6 +108,7 @@ class _Names:
     """Where the number of symbols stands, where the names begin and end, and where in `data` each one's length is."""
 
     count_at: int
+    at: int
     data: U8
     starts: U32
     double: NDArray[np.bool_]  # whose length takes two bytes
@@ -113,12 +116,25 @@ class _Names:
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """The first `fixed` values are the symbols' own; the others are addresses less `base`, or less `at`'s address."""
+    """The first `fixed` values are the symbols' own; the others are addresses less `base`, or less `at`'s address.
+
+    `base` stands at `base_at`.
+    """
 
     at: int
     values: I64
     fixed: int
     base: int | None
+    base_at: int | None = None
+
+
+def _tables(names: _Names, values: _Values, markers_at: int, table_at: int, index_at: int) -> dict[str, int]:
+    """Where each table begins in the image, by its name in kernel/kallsyms_internal.h."""
+    found = {
+        "kallsyms_num_syms": names.count_at, "kallsyms_names": names.at, "kallsyms_markers": markers_at,
+        "kallsyms_token_table": table_at, "kallsyms_token_index": index_at, "kallsyms_offsets": values.at,
+    }  # fmt: skip
+    return found if values.base_at is None else {**found, "kallsyms_relative_base": values.base_at}
 
 
 def _tokens(image: U8, digits: int) -> tuple[int, int, I64] | None:
@@ -171,7 +187,7 @@ def _names(image: U8, markers_at: int, markers: I64) -> _Names | None:
             data = image[names_at:markers_at]
             found = _walk(data, markers, int(words[at]))
             if found is not None and len(data) - found[2] < 8:
-                return _Names(count_at, data[: found[2]], found[0], found[1])
+                return _Names(count_at, names_at, data[: found[2]], found[0], found[1])
     return None
 
 
@@ -261,7 +277,7 @@ def _based(image: U8, at: int, raw: I64, base_at: int) -> _Values | None:
         values, fixed = raw & 0xFFFF_FFFF, 0
     if (np.diff(values[:fixed]) < 0).any() or (np.diff(values[fixed:]) < 0).any():
         return None
-    return _Values(at, values, fixed, base)
+    return _Values(at, values, fixed, base, base_at)
 
 
 def _decode(image: U8, table: U8, index: I64, names: _Names, values: _Values) -> Kallsyms | None:
@@ -309,5 +325,5 @@ def _decode(image: U8, table: U8, index: I64, names: _Names, values: _Values) ->
     origin = int(values.values[found])
     values.values[values.fixed :] -= origin
     if values.base is None:
-        return Kallsyms(symbols, None, values.at, -origin)
-    return Kallsyms(symbols, values.base + origin, values.at, None)
+        return Kallsyms(symbols, None, -origin)
+    return Kallsyms(symbols, values.base + origin, None)

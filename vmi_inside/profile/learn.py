@@ -172,7 +172,7 @@ class _Search:
             if self.given.banner and not self.given.banner.startswith(f"Linux version {banner.release} ".encode()):
                 self.mismatch = self.mismatch or self._differ(banner)
                 return
-            yield kallsyms.Kallsyms(self.given.symbols, None, 0, None)
+            yield kallsyms.Kallsyms(self.given.symbols, None, None)
 
     def _compare(self, own: Banner, symbols: Symbols, text: int) -> None:
         """Raise `_Doubt` when the profile that was given is of another kernel than this one."""
@@ -231,9 +231,10 @@ def _own_banner(memory: PhysicalMemory, banner: Banner, tables: kallsyms.Kallsym
     """
     value = _value(tables.symbols, "linux_banner")
     first = align_down(banner.pa, SLOT) + value % SLOT
+    offsets = tables.tables.get("kallsyms_offsets", 0)
     for pa in range(first, first + _BANNER_REACH * SLOT, SLOT):
         for own in find.match(_bytes(memory, pa, find.BANNER_LIMIT), pa):
-            if own.pa == pa and own.release == banner.release and tables.place in (None, tables.offsets - pa + value):
+            if own.pa == pa and own.release == banner.release and tables.place in (None, offsets - pa + value):
                 return own
     raise _Doubt("has a symbol table that is not its own")
 

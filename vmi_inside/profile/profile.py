@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,8 @@ from vmi_inside.types import MASK64
 #: Where x86_64 kernels are linked to run: __START_KERNEL with the default CONFIG_PHYSICAL_START.
 LINKED_AT: Final = 0xFFFF_FFFF_8100_0000
 
+_CODE: Final = "tTwW"
+_CODE_ENDS: Final = (("_stext", "_etext"), ("_sinittext", "_einittext"))
 _GLOBAL: Final = re.compile(r"(?:struct |union |enum )?([\w ]+?) ?(\**)(?:\[(\d+)\])?$")
 
 
@@ -151,6 +153,22 @@ class Profile:
             return None
         found = self.symbols.at(address - self.origin, first=first)
         return (self.symbols[found[0]].name, found[1]) if found else None
+
+    def is_code(self, row: int) -> bool:
+        """Whether the symbol in that row of `symbols` is of code.
+
+        The letter alone does not tell: kernels since 7.0 give that of code to variables in `.data`, too.
+        """
+        one = self.symbols[row]
+        if one.type not in _CODE or one.fixed:
+            return False
+        return not self._code or any(start <= one.value < end for start, end in self._code)
+
+    @cached_property
+    def _code(self) -> list[tuple[int, int]]:
+        """Where the kernel's own code is, relative to `_text`."""
+        pairs = [(self.find_symbol(first), self.find_symbol(last)) for first, last in _CODE_ENDS]
+        return [(a - self.origin, b - self.origin) for a, b in pairs if a is not None and b is not None and a < b]
 
     def room(self, name: str) -> int:
         """Bytes from a symbol to the next one behind it: what its variable takes at the most; 0 where none follows.
