@@ -158,13 +158,14 @@ class DomainLevers:
         with self._calls():
             self._domain.suspend()
 
-    def resume(self) -> None:
+    def resume(self, *, ran: bool = True) -> None:
         """See `Levers`."""
-        if self._asked:
+        settle = self._asked and ran
+        if settle:
             self._settle()
         with self._calls():
             self._domain.resume()
-        if self._asked and "running" not in self._settle():
+        if settle and "running" not in self._settle():
             self.hmp("cont")
 
     def _settle(self) -> str:

@@ -71,9 +71,10 @@ class ProcessControls(Controls):
 
         [to] = self._targets(pid, force)
         words = ", ".join(f"{name} {value}" for name, value in (("uid", uid), ("gid", gid)) if value is not None)
-        with self.transaction(f"{words} for {pid} ({to.name})", kind="ids", detail={"pid": pid}) as change:
-            credentials.set_ids(change, to, uid, gid)
-        return change.entry
+        return self._transactions.rehearsed(
+            f"{words} for {pid} ({to.name})", "ids", {"pid": pid},
+            lambda change: credentials.set_ids(change, to, uid, gid),
+        )  # fmt: skip
 
     def drop_capabilities(self, pid: int, drop: Iterable[str] | None = None, *, force: bool = False) -> Entry:
         """Take capabilities away from a process, all when None. `undo` gives them back."""
@@ -82,11 +83,10 @@ class ProcessControls(Controls):
         [to] = self._targets(pid, force)
         names = None if drop is None else sorted(drop)
         words = "all capabilities" if names is None else ", ".join(names)
-        with self.transaction(
-            f"{words} taken from {pid} ({to.name})", kind="capabilities", detail={"pid": pid}
-        ) as change:
-            credentials.drop_capabilities(change, to, names)
-        return change.entry
+        return self._transactions.rehearsed(
+            f"{words} taken from {pid} ({to.name})", "capabilities", {"pid": pid},
+            lambda change: credentials.drop_capabilities(change, to, names),
+        )  # fmt: skip
 
     def set_limit(
         self, pid: int, name: str, soft: int | None = None, hard: int | None = None, *, force: bool = False
@@ -96,11 +96,10 @@ class ProcessControls(Controls):
 
         [to] = self._targets(pid, force)
         words = ":".join("" if one is None else rlimits.shown(one) for one in (soft, hard))
-        with self.transaction(
-            f"limit {name}={words} for {pid} ({to.name})", kind="limit", detail={"pid": pid}
-        ) as change:
-            rlimits.set_limit(change, to, name, soft, hard)
-        return change.entry
+        return self._transactions.rehearsed(
+            f"limit {name}={words} for {pid} ({to.name})", "limit", {"pid": pid},
+            lambda change: rlimits.set_limit(change, to, name, soft, hard),
+        )  # fmt: skip
 
     def sysctl(self, name: str) -> str:
         """What a setting of the guest's kernel is set to (`kernel.panic`). Needs no control.
@@ -116,9 +115,10 @@ class ProcessControls(Controls):
         from vmi_inside.control import sysctl
 
         setting = sysctl.find_setting(self.kernel, name)
-        with self.transaction(f"{name} = {value}", kind="sysctl", detail={"name": name, "value": value}) as change:
-            sysctl.set_value(change, setting, value)
-        return change.entry
+        return self._transactions.rehearsed(
+            f"{name} = {value}", "sysctl", {"name": name, "value": value},
+            lambda change: sysctl.set_value(change, setting, value),
+        )  # fmt: skip
 
     def _targets(self, pid: int | Iterable[int], force: bool) -> list[Target]:
         from vmi_inside.control.signals import targets

@@ -42,12 +42,18 @@ class Stop:
 class GdbStub:
     """A connection to a stub at the UNIX socket `path`, made before `timeout` is over.
 
+    `on_run` is called before the guest is let run.
+
     Raises `Busy` when nothing answers, as when the stub serves somebody else, `GuestGone` when it hangs up, and
     `ControlError` when what answers does not speak the protocol.
     """
 
-    def __init__(self, path: str, name: str, timeout: float = TIMEOUT, *, layout: tuple[Register, ...] = ()) -> None:
+    def __init__(
+        self, path: str, name: str, timeout: float = TIMEOUT, *, layout: tuple[Register, ...] = (),
+        on_run: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.name = name
+        self._on_run = on_run
         self._timeout = timeout
         self._decoder = Decoder()
         self._ready: list[bytes] = []  # packets that came and were not asked for yet
@@ -162,6 +168,7 @@ class GdbStub:
     def cont(self, vcpus: Iterable[int] | None = None) -> None:
         """Let vCPUs run, the others not: all of them when None. They run until a breakpoint, or `interrupt`."""
         self._stops.clear()
+        self._on_run()
         which = None if vcpus is None else sorted(set(vcpus))
         command = "vCont;c" if which is None else "vCont" + "".join(f";c:{self.threads[one]}" for one in which)
         self._send(command.encode())

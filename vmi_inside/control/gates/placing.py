@@ -202,14 +202,18 @@ class Placing:
                 made, more, state = plan(str(number))
                 changes = (*more, *made.records, *made.code) if coming else (*made.code, *made.records, *more)
                 code = set(made.code)
+                planned = [Write(one.address, one.old, one.new, one in code) for one in changes]
+                expected = [
+                    replace(one, old=b"") if of.moving else one for one, of in zip(planned, changes, strict=True)
+                ]
                 try:
-                    with self.controls.transaction(reason, kind="gate", detail=detail, code=True) as change:
+                    with self.controls.transaction(
+                        reason, kind="gate", detail=detail, code=True, planned=planned
+                    ) as change:
                         pause = change.pause
                         if made.inside:
                             change.nobody_in([self.site.code_range])
-                        change.make(
-                            Write(one.address, b"" if one.moving else one.old, one.new, one in code) for one in changes
-                        )  # fmt: skip
+                        change.make(expected)
                 except (Conflict, Unsafe, MemoryFault) as error:
                     refused = error
                     continue
