@@ -26,8 +26,9 @@ class ProcessControls(Controls):
         It runs in an interrupt: it must not sleep, nor turn interrupts on. With `clean` the vCPU was interrupted where
         no lock is held. Raises `Unsafe` when there is no such moment, or the function does not return; `NoSymbol`.
         """
-        from vmi_inside.control.borrow import borrow
+        from vmi_inside.control.borrow import borrow, check
 
+        check(self.kernel)
         words = ", ".join(f"{one:#x}" for one in arguments)
         shown = function if isinstance(function, str) else f"{function:#x}"
         detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
@@ -45,7 +46,9 @@ class ProcessControls(Controls):
         unless `force`, and when no vCPU can be borrowed for it.
         """
         from vmi_inside.control import signals
+        from vmi_inside.control.borrow import check
 
+        check(self.kernel)
         to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
@@ -57,8 +60,10 @@ class ProcessControls(Controls):
 
     def nice(self, pid: int | Iterable[int], value: int, *, force: bool = False) -> None:
         """Set the nice value of all threads of a process, or of several. Raises as `signal` does."""
+        from vmi_inside.control.borrow import check
         from vmi_inside.control.signals import set_nice
 
+        check(self.kernel)
         to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"nice": value, "pids": [one.pid for one in to]}

@@ -111,12 +111,17 @@ class Store:
         temporary = self.path("held~")
         with suppress(FileNotFoundError):
             temporary.unlink()
-        fd = self._open("held~", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
-            _write_all(fd, json.dumps(told).encode())
-        finally:
-            os.close(fd)
-        os.replace(temporary, self.path("held"))
+            fd = self._open("held~", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                _write_all(fd, json.dumps(told).encode())
+            finally:
+                os.close(fd)
+            os.replace(temporary, self.path("held"))
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise ControlError(f"cannot write {self.path('held')}: {error.strerror}") from error
 
     def let_go(self) -> None:
         """Say that the guest is not held any more."""
@@ -142,8 +147,9 @@ class Store:
                             f"{name}: another vmi-inside{who} has the guest in hand; wait for it to end"
                         ) from None
                     time.sleep(_POLL)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+            with suppress(OSError):  # it only says who holds the lock, and the disk may be full
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, b"%d\n" % os.getpid(), 0)
             yield
         finally:
             os.close(fd)

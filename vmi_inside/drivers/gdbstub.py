@@ -12,6 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -92,13 +93,9 @@ class GdbStub:
 
     def close(self) -> None:
         """Hang up. Breakpoints go first, where the guest is stopped; whether it runs is left as it is."""
-        try:
-            for point in tuple(self._points):
-                self.clear(*point)
-        except ControlError:
-            pass  # the stub is ended behind us, and with it all that it set
-        except GuestGone:
-            pass
+        # What fails here: the stub is ended behind us, and with it all that it set.
+        with suppress(ControlError, GuestGone):
+            self.release()
         self._socket.close()
 
     # -- registers ----------------------------------------------------------------------------------------------------
@@ -164,6 +161,11 @@ class GdbStub:
         """Take a breakpoint away."""
         self._points.discard((kind, address, size))
         self._expect_ok(f"z{kind},{address:x},{size:x}", f"take away the breakpoint at {address:#x}")
+
+    def release(self) -> None:
+        """Take all breakpoints away. Where there is none, nothing is said to the stub, which would stop the guest."""
+        for point in tuple(self._points):
+            self.clear(*point)
 
     def cont(self, vcpus: Iterable[int] | None = None) -> None:
         """Let vCPUs run, the others not: all of them when None. They run until a breakpoint, or `interrupt`."""

@@ -52,6 +52,9 @@ class Levers(Protocol):
 class QemuMachine:
     """One QEMU: `identity` names the guest for good (its UUID, mostly), `instance` this run of it."""
 
+    #: QEMU stops when a debugger connects to its stub.
+    debugger_stops = True
+
     def __init__(self, name: str, identity: str, pid: int, levers: Levers) -> None:
         self.name = name
         self.identity = identity
@@ -59,7 +62,7 @@ class QemuMachine:
         self.pid = pid
         self._levers = levers
         self._layout: tuple[Register, ...] = ()
-        self._ran = True  # as an earlier controller's debugger may have had it
+        self._ran = False  # whether a debugger has let it run since we last did
         #: What is to be said of what was done by now.
         self.notices: list[str] = []
 
@@ -70,13 +73,12 @@ class QemuMachine:
 
     def pause(self) -> None:
         """Stop all vCPUs; they stand when this returns."""
-        self._ran = False
         self._levers.pause()
 
     def resume(self) -> None:
         """Let all vCPUs run."""
         self._levers.resume(ran=self._ran)
-        self._ran = True
+        self._ran = False
 
     def _runs(self) -> None:
         self._ran = True
@@ -122,6 +124,7 @@ class QemuMachine:
 
     def end_debugger(self) -> None:
         """End a stub of ours that was left behind."""
+        self._ran = True
         if _FOLDER in self._stub():
             self._hmp("gdbserver none")
 

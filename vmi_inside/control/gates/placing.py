@@ -19,6 +19,7 @@ from vmi_inside.control.gates.layout import Network, Rule, Scope, State
 from vmi_inside.control.gates.rules import Subject
 from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.journal import Write
+from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, MemoryFault, Unsafe, VmiError
 from vmi_inside.kernel import Kernel
 
@@ -206,6 +207,8 @@ class Placing:
                 expected = [
                     replace(one, old=b"") if of.moving else one for one, of in zip(planned, changes, strict=True)
                 ]
+                if made.inside:  # once now, so that what it needs of the kernel's types is known in the pause
+                    standing(self.kernel, [self.site.code_range], [])
                 try:
                     with self.controls.transaction(
                         reason, kind="gate", detail=detail, code=True, planned=planned
