@@ -10,15 +10,18 @@ import difflib
 import errno
 import os
 import re
+import time
 import uuid as uuids
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from vmi_inside.drivers.bounded import Bounded, T
 from vmi_inside.drivers.machine import QemuMachine
 from vmi_inside.drivers.peek import PeekMemory
 from vmi_inside.drivers.process_vm import Process, ProcessMemory
@@ -45,6 +48,9 @@ if TYPE_CHECKING:
 
 TAINTS: Final = "libvirt's monitor was used, which marks the domain as tainted (custom-monitor)"
 SLOW: Final = "the domain's memory is read through libvirt, which is slow"
+#: libvirt is asked so often, so many seconds apart, whether it has heard that a machine stands.
+_POLLS: Final = 1000
+_POLL: Final = 0.001
 
 # virsh's words for virDomainState, by its value.
 #: What libvirt calls those of its drivers whose domains can be attached to.
@@ -82,8 +88,7 @@ def list_domains(uri: str | None = None, all: bool = True) -> list[Domain]:  # n
     `uri` None means what it means to virsh: VIRSH_DEFAULT_CONNECT_URI, LIBVIRT_DEFAULT_URI, libvirt's own default.
     Needs a read-only connection. Raises `AttachError`, `PermissionDenied`, `Unsupported` (no libvirt package).
     """
-    with _connection(uri) as connection:
-        found = [_domain(connection, one) for one in connection.listAllDomains()]
+    found = _connected(uri, lambda connection: [_domain(connection, one) for one in connection.listAllDomains()])
     return sorted((one for one in found if all or one.id is not None), key=lambda one: one.name)
 
 
@@ -96,8 +101,7 @@ def of_xen(domain: XenDomain) -> Domain:
 
 def find_domain(target: str, connect: str | None = None) -> Domain:
     """The domain that virsh takes `target` for: an id, else a UUID, else a name. Raises `NoSuchDomain`."""
-    with _connection(connect) as connection:
-        return _domain(connection, _lookup(connection, target))
+    return _connected(connect, lambda connection: _domain(connection, _lookup(connection, target)))
 
 
 def open_domain(
@@ -140,32 +144,43 @@ class DomainLevers:
     def __init__(self, domain: Domain) -> None:
         self._libvirt, self._qemu = _libvirt(), _libvirt("libvirt_qemu")
         self._name, self._uri = domain.name, domain.uri
+        self._bounded = Bounded()
         with _errors(domain.uri):
-            self._connection = _connect(domain.uri, write=True)
-            self._domain = _lookup(self._connection, domain.uuid)
+            self._connection = self._bounded.run(partial(_connect, domain.uri, write=True))
+            self._domain = self._bounded.run(_lookup, self._connection, domain.uuid)
         self._asked = False  # whether the monitor was used: then the machine may have stopped behind libvirt's back
 
     def paused(self) -> bool:
         """See `Levers`. A domain that crashed or is asleep stands still, too."""
         if self._asked:
             self._settle()
-        with self._calls():
-            state, _ = self._domain.state()
-        return _STATES[state] in ("paused", "crashed", "pmsuspended") if state < len(_STATES) else False
+        return self._stands()
 
     def pause(self) -> None:
         """See `Levers`."""
-        with self._calls():
-            self._domain.suspend()
+        self._call(self._domain.suspend)
 
-    def resume(self) -> None:
+    def resume(self, *, ran: bool = True) -> None:
         """See `Levers`."""
-        if self._asked:
+        if self._asked and (ran or not self._heard()):
             self._settle()
-        with self._calls():
-            self._domain.resume()
-        if self._asked and "running" not in self._settle():
-            self.hmp("cont")
+            self._call(self._domain.resume)
+            if "running" not in self._settle():
+                self.hmp("cont")
+        else:
+            self._call(self._domain.resume)
+
+    def _stands(self) -> bool:
+        state, _ = self._call(self._domain.state)
+        return _STATES[state] in ("paused", "crashed", "pmsuspended") if state < len(_STATES) else False
+
+    def _heard(self) -> bool:
+        """Whether libvirt has heard by now that the machine, which a debugger has stopped, stands."""
+        for _ in range(_POLLS):
+            if self._stands():
+                return True
+            time.sleep(_POLL)
+        return False
 
     def _settle(self) -> str:
         """What QEMU says of its state. libvirt has heard of all that happened before, when this returns."""
@@ -174,18 +189,20 @@ class DomainLevers:
     def hmp(self, command: str) -> str:
         """See `Levers`."""
         self._asked = True
-        with self._calls():
-            flags = self._qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-            return str(self._qemu.qemuMonitorCommand(self._domain, command, flags)).replace("\r", "")
+        flags = self._qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+        return str(self._call(self._qemu.qemuMonitorCommand, self._domain, command, flags)).replace("\r", "")
 
     def close(self) -> None:
         """See `Levers`."""
-        self._connection.close()
+        with suppress(TimeoutError):
+            self._bounded.run(self._connection.close)
+        self._bounded.close()
 
-    @contextmanager
-    def _calls(self) -> Iterator[None]:
+    def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            yield
+            return self._bounded.run(work, *arguments)
+        except TimeoutError as error:
+            raise Busy(f"{self._name}: libvirt's daemon: {error}; it hangs, or is stopped") from error
         except self._libvirt.libvirtError as error:
             gone = (self._libvirt.VIR_ERR_NO_DOMAIN, self._libvirt.VIR_ERR_OPERATION_INVALID)
             if error.get_error_code() in gone:
@@ -258,11 +275,12 @@ def hmp(domain: Domain) -> Callable[[str], str]:
 
     def run(command: str) -> str:
         qemu = _libvirt("libvirt_qemu")
-        with _connection(domain.uri, write=True) as connection:
-            one = _lookup(connection, domain.uuid)
-            return str(qemu.qemuMonitorCommand(one, command, qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)).replace(
-                "\r", ""
-            )
+        flags = qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+
+        def ask(connection: Any) -> str:
+            return str(qemu.qemuMonitorCommand(_lookup(connection, domain.uuid), command, flags))
+
+        return _connected(domain.uri, ask, write=True).replace("\r", "")
 
     return run
 
@@ -375,15 +393,22 @@ def _lookup(connection: Any, target: str) -> Any:
     raise NoSuchDomain(f"no domain {target!r} at {connection.getURI()}{hint}")
 
 
-@contextmanager
-def _connection(uri: str | None, *, write: bool = False) -> Iterator[Any]:
-    """A connection, closed behind you; libvirt's errors become ours, in the body too."""
-    with _errors(uri):
+def _connected(uri: str | None, work: Callable[[Any], T], *, write: bool = False) -> T:
+    """What `work` gives with a connection, which is closed then. libvirt's errors become ours."""
+
+    def whole() -> T:
         connection = _connect(uri, write=write)
         try:
-            yield connection
+            return work(connection)
         finally:
             connection.close()
+
+    bounded = Bounded()
+    with _errors(uri):
+        try:
+            return bounded.run(whole)
+        finally:
+            bounded.close()
 
 
 def _connect(uri: str | None, *, write: bool) -> Any:
@@ -399,6 +424,9 @@ def _errors(uri: str | None) -> Iterator[None]:
         yield
     except libvirt.libvirtError as error:
         raise _translated(libvirt, error, uri) from error
+    except TimeoutError as error:
+        where = uri or "libvirt's default URI"
+        raise AttachError(f"{where}: libvirt's daemon: {error}; it hangs, or is stopped") from error
 
 
 def _translated(libvirt: ModuleType, error: Any, uri: str | None) -> VmiError:

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
+from typing import Final
+
+#: The guest is tried to be let go so often, so many seconds apart.
+_TRIES: Final = 60
+_WAIT: Final = 2.0
 
 
 def main() -> None:
@@ -21,13 +27,20 @@ def main() -> None:
 
 
 def _rescue(target: str, connect: str, writable: str) -> None:
-    from vmi_inside.errors import VmiError
+    from vmi_inside.errors import GuestGone, NoSuchDomain, NotRunning, VmiError
     from vmi_inside.guest import attach
 
     warnings.simplefilter("ignore")
-    try:
-        with attach(target, connect=connect or None, writable=bool(writable), pausing=True) as guest:
-            guest.watch = None
-            guest.recover()
-    except VmiError as error:
-        sys.stderr.write(f"vmi-inside: {target}: its controller died, and it could not be let go: {error}\n")
+    for left in reversed(range(_TRIES)):
+        try:
+            with attach(target, connect=connect or None, writable=bool(writable), pausing=True) as guest:
+                guest.watch = None
+                guest.recover()
+            return
+        except (NoSuchDomain, NotRunning, GuestGone):
+            return  # there is nobody left to be let go
+        except VmiError as error:
+            if not left:
+                sys.stderr.write(f"vmi-inside: {target}: its controller died, and it could not be let go: {error}\n")
+                return
+        time.sleep(_WAIT)  # as when libvirt's daemon is restarted, or another command is at it

@@ -110,6 +110,13 @@ class Borrowed:
         raise Unsafe(f"{what}, and the vCPU was put back; what it had begun, such as a lock that it took, stays")
 
 
+def check(kernel: Kernel) -> None:
+    """Raise `Unsupported` or `Unsafe` where no vCPU can be borrowed. Done before the guest is paused, it saves time."""
+    _place(kernel)
+    _preempt_count(kernel, int(kernel.percpu_offset[0]))
+    kernel.structs("task_struct", [kernel.space.read_u64(int(kernel.percpu_offset[0]) + _current(kernel) & MASK64)])
+
+
 @contextmanager
 def borrow(change: Change, *, clean: bool = True, patience: float | None = None) -> Iterator[Borrowed]:
     """Have a vCPU at a place where functions may be called. `change` is a transaction that lasts.

@@ -5,7 +5,7 @@ Knows which part does what, and loads it when it is asked for. Nothing is done h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from vmi_inside.memory import PhysicalMemory, WritableMemory
 if TYPE_CHECKING:
     import subprocess
 
-    from vmi_inside.control.journal import Entry, Journal
+    from vmi_inside.control.journal import Entry, Journal, Write
     from vmi_inside.control.machine import Machine
     from vmi_inside.control.named import Place
     from vmi_inside.control.pausing import Pause, Pausing
@@ -131,9 +131,10 @@ class Controls:
         at = place.address
         if place.size and len(data) > place.size:
             raise ControlError(f"there is room for {place.size} bytes at {at:#x}, not for {len(data)}")
-        with self.transaction(reason or f"write of {len(data)} bytes at {at:#x}", kind="write", code=code) as change:
-            change.apply([(at, data, expect)], code=code, space=place.space)
-        return change.entry
+        return self._transactions.rehearsed(
+            reason or f"write of {len(data)} bytes at {at:#x}", "write", {},
+            lambda change: change.apply([(at, data, expect)], code=code, space=place.space),
+        )  # fmt: skip
 
     def _place(self, where: int | Place, pid: int | None, physical: bool) -> Place:
         from vmi_inside.control import places
@@ -148,14 +149,16 @@ class Controls:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def transaction(
-        self, reason: str, *, kind: str = "change", detail: Mapping[str, Any] | None = None, code: bool = False
-    ) -> AbstractContextManager[Change]:
+        self, reason: str, *, kind: str = "change", detail: Mapping[str, Any] | None = None, code: bool = False,
+        planned: Iterable[Write] = (),
+    ) -> AbstractContextManager[Change]:  # fmt: skip
         """A block whose writes are one change, made while the guest stands still, whole or not at all.
 
         `reason` is for people, `kind` one word, `detail` whatever the journal is to keep, as JSON has it. `code` says
-        that kernel code will be written, or registers read: what that needs is made ready before the pause.
+        that kernel code will be written, or registers read: what that needs is made ready before the pause. So are
+        writes that are `planned`: they get to the journal before it.
         """
-        return self._transactions.change(reason, kind, detail or {}, code=code)
+        return self._transactions.change(reason, kind, detail or {}, code=code, planned=planned)
 
     def transaction_lock(self) -> AbstractContextManager[None]:
         """A block in which no other controller changes the guest, which goes on; a transaction may be made inside."""

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from vmi_inside.control.rehearsal import Changing
 from vmi_inside.control.signals import Target, same
-from vmi_inside.control.transaction import Change
 from vmi_inside.errors import ControlError, Unsafe
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.credentials import CAPABILITIES
@@ -28,7 +28,7 @@ _SETS: Final = (*_HELD, "cap_inheritable", "cap_bset")
 _ID_LIMIT: Final = 0xFFFF_FFFF
 
 
-def set_ids(change: Change, of: Target, uid: int | None, gid: int | None) -> None:
+def set_ids(change: Changing, of: Target, uid: int | None, gid: int | None) -> None:
     """Make a process another user's, another group's, or both (numbers of the initial user namespace).
 
     Real, effective, saved and file system ids alike, in all threads. As with setuid(2), a root process that becomes
@@ -49,7 +49,7 @@ def set_ids(change: Change, of: Target, uid: int | None, gid: int | None) -> Non
         change.apply(guards + writes, space=of.space)
 
 
-def drop_capabilities(change: Change, of: Target, drop: Iterable[str] | None) -> None:
+def drop_capabilities(change: Changing, of: Target, drop: Iterable[str] | None) -> None:
     """Take capabilities away from a process, all of them when None: held, inherited and to be gained alike.
 
     Raises `ControlError` for a name that is none, `Unsafe`.

@@ -2,8 +2,11 @@
 
 Knows entries and their states, as records of the store tell them. Writing to guests is left to `transaction`.
 
-An entry's records: `begin`; one `writes` for each group of writes, before they are made; then `done`, or `put back`,
-or `broken`. An entry with none of these three was left by a controller that died.
+An entry's records: `begin`, with the writes that are planned; one `writes` for each group of writes, before they are
+made; then `done`, or `put back`, or `broken`. An entry with none of these three was left by a controller that died.
+
+What is planned gets to the disk before the guest is paused. In the pause a record only says that it is made now, and
+need not get there at once: it outlives a controller that dies, and a host that dies takes the guest along.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -73,6 +76,7 @@ class Entry:
     writes: tuple[Write, ...] = ()
     state: State = "open"
     command: str = ""
+    planned: tuple[Write, ...] = ()
 
 
 class Journal:
@@ -93,6 +97,7 @@ class Journal:
                     found[number] = Entry(
                         number, str(record["kind"]), str(record["reason"]), str(record["user"]), float(record["time"]),
                         str(record["boot"]), dict(record["detail"]), command=str(record.get("command", "")),
+                        planned=tuple(_writes(record.get("planned"))),
                     )  # fmt: skip
                 except (KeyError, TypeError, ValueError):
                     continue
@@ -100,7 +105,7 @@ class Journal:
             if entry is None or entry.state != "open":
                 continue
             if event == "writes":
-                entry.writes += tuple(_writes(record.get("writes")))
+                entry.writes += tuple(_writes(record.get("writes"), entry.planned))
             elif event in _ENDS:
                 entry.state = _ENDS[str(event)]
                 if isinstance(record.get("detail"), dict):
@@ -115,33 +120,51 @@ class Journal:
         """One entry."""
         return next((entry for entry in self.entries() if entry.id == number), None)
 
-    def begin(self, kind: str, reason: str, boot: str, detail: Mapping[str, Any], command: str = "") -> Entry:
-        """A new entry."""
+    def begin(
+        self, kind: str, reason: str, boot: str, detail: Mapping[str, Any], command: str = "",
+        planned: Iterable[Write] = (),
+    ) -> Entry:  # fmt: skip
+        """A new entry; `planned` are writes that are meant to be made, with what is thought to stand there."""
         number = max((entry.id for entry in self.entries()), default=0) + 1
-        entry = Entry(number, kind, reason, _user(), time.time(), boot, dict(detail), command=command)
+        entry = Entry(
+            number, kind, reason, _user(), time.time(), boot, dict(detail), command=command, planned=tuple(planned)
+        )
         self._store.append({
             "id": entry.id, "event": "begin", "kind": kind, "reason": reason, "user": entry.user, "time": entry.time,
             "boot": boot, "detail": entry.detail, "command": command,
+            "planned": [one.to_json() for one in entry.planned],
         })  # fmt: skip
         return entry
 
     def writes(self, entry: Entry, writes: Iterable[Write]) -> None:
-        """What is about to be written."""
+        """What is about to be written. It is on the disk when this returns, and was already if it was planned.
+
+        Of a planned place that holds other bytes by now, as a counter does, those get to the disk with the next `sync`.
+        """
         new = tuple(writes)
-        self._store.append({"id": entry.id, "event": "writes", "writes": [one.to_json() for one in new]})
+        exact = {one: at for at, one in enumerate(entry.planned)}
+        places = {(one.space, one.address, len(one.new)) for one in entry.planned}
+        told = [exact[one] if one in exact else one.to_json() for one in new]
+        foreseen = all((one.space, one.address, len(one.new)) in places for one in new)
+        self._store.append({"id": entry.id, "event": "writes", "writes": told}, sync=not foreseen)
         entry.writes += new
 
-    def end(self, entry: Entry, state: State) -> None:
-        """How the entry ended: done, put back or broken."""
-        self._store.append({"id": entry.id, "event": state, "detail": entry.detail})
+    def end(self, entry: Entry, state: State, *, sync: bool = True) -> None:
+        """How the entry ended: done, put back or broken. Without `sync` it gets to the disk with the next `sync`."""
+        self._store.append({"id": entry.id, "event": state, "detail": entry.detail}, sync=sync)
         entry.state = state
 
+    def sync(self) -> None:
+        """Get everything to the disk."""
+        self._store.sync()
 
-def _writes(told: object) -> Iterable[Write]:
+
+def _writes(told: object, planned: Sequence[Write] = ()) -> Iterable[Write]:
+    """Writes from a record: each whole, or a planned one's number."""
     for one in told if isinstance(told, list) else []:
         try:
-            yield Write.from_json(one)
-        except ValueError:
+            yield planned[range(len(planned))[one]] if isinstance(one, int) else Write.from_json(one)
+        except (ValueError, IndexError):
             continue
 
 

@@ -56,6 +56,10 @@ class Debugger(Protocol):
         """Take it away."""
         ...
 
+    def release(self) -> None:
+        """Take all breakpoints away."""
+        ...
+
     def cont(self, vcpus: Iterable[int] | None = None) -> None:
         """Let these vCPUs run (all when None), the others not."""
         ...
@@ -78,6 +82,8 @@ class Machine(Protocol):
     #: Names this run of it: changes when the hypervisor's process does.
     instance: str
     notices: list[str]
+    #: Whether connecting a debugger stops the machine.
+    debugger_stops: bool
 
     @property
     def paused(self) -> bool:

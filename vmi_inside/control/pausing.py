@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from vmi_inside.control.machine import Debugger, Machine
 from vmi_inside.control.store import Store
-from vmi_inside.errors import GuestGone
+from vmi_inside.errors import GuestGone, VmiError
 
 _ENDING: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -59,6 +59,8 @@ class Pausing:
         self._told: dict[str, Any] = {}
         self._freed = True
         self._connect: Callable[[], AbstractContextManager[Debugger]] | None = None
+        self._own: Debugger | None = None  # the debugger by which the guest was stopped, and what hangs it up
+        self._hanging = ExitStack()
         #: A debugger that is there for longer, and serves everybody meanwhile.
         self.shared: Debugger | None = None
         self._inner = 0  # blocks inside the outermost one
@@ -119,10 +121,11 @@ class Pausing:
                 self.tell(instance=self.machine.instance, found=found, **({"stub": True} if debug else {}))
                 if debug:
                     self._connect = exits.enter_context(self.machine.debugger())
+                exits.callback(self._hang_up)
                 exits.callback(self._let_go)
-                if not found:
-                    self.machine.pause()
                 pause.started = time.monotonic()
+                if not found:
+                    self._halt()
                 yield pause
 
     @contextmanager
@@ -130,6 +133,12 @@ class Pausing:
         """A hold on the vCPUs. The guest must be paused. Raises `Busy`."""
         if self.shared is not None:
             yield self.shared
+            return
+        if self._own is not None:
+            try:
+                yield self._own
+            finally:
+                self._own.release()
             return
         if self._connect is not None:
             with self._connect() as debugger:
@@ -153,12 +162,18 @@ class Pausing:
                 watcher.stdin.close()
             watcher.wait()
 
+    def _halt(self) -> None:
+        if self._connect is not None and self.machine.debugger_stops:
+            self._own = self._hanging.enter_context(self._connect())
+        else:
+            self.machine.pause()
+
     def _let_go(self) -> None:
         with uninterrupted():
             pause, self._connect = self._pause, None
             try:
                 if pause is not None and not pause.found:
-                    self.machine.resume()
+                    self._resume()
                 self._freed = True
             except GuestGone:
                 self._freed = True
@@ -166,6 +181,23 @@ class Pausing:
             finally:
                 if pause is not None:
                     pause.seconds = time.monotonic() - pause.started
+
+    def _resume(self) -> None:
+        """Let the guest run: if its manager does not do it, then by the debugger that stopped it."""
+        try:
+            self.machine.resume()
+        except GuestGone:
+            raise
+        except VmiError as error:
+            if self._own is None:
+                raise
+            self._own.cont()
+            self.machine.notices.append(f"the guest was let go by its debugger: {error}")
+
+    def _hang_up(self) -> None:
+        with uninterrupted():
+            self._own = None
+            self._hanging.close()
 
     def _forget(self) -> None:
         with uninterrupted():

@@ -26,8 +26,9 @@ class ProcessControls(Controls):
         It runs in an interrupt: it must not sleep, nor turn interrupts on. With `clean` the vCPU was interrupted where
         no lock is held. Raises `Unsafe` when there is no such moment, or the function does not return; `NoSymbol`.
         """
-        from vmi_inside.control.borrow import borrow
+        from vmi_inside.control.borrow import borrow, check
 
+        check(self.kernel)
         words = ", ".join(f"{one:#x}" for one in arguments)
         shown = function if isinstance(function, str) else f"{function:#x}"
         detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
@@ -62,7 +63,9 @@ class ProcessControls(Controls):
         unless `force`, and when no vCPU can be borrowed for it.
         """
         from vmi_inside.control import signals
+        from vmi_inside.control.borrow import check
 
+        check(self.kernel)
         to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
@@ -74,8 +77,10 @@ class ProcessControls(Controls):
 
     def nice(self, pid: int | Iterable[int], value: int, *, force: bool = False) -> None:
         """Set the nice value of all threads of a process, or of several. Raises as `signal` does."""
+        from vmi_inside.control.borrow import check
         from vmi_inside.control.signals import set_nice
 
+        check(self.kernel)
         to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"nice": value, "pids": [one.pid for one in to]}
@@ -88,9 +93,10 @@ class ProcessControls(Controls):
 
         [to] = self._targets(pid, force)
         words = ", ".join(f"{name} {value}" for name, value in (("uid", uid), ("gid", gid)) if value is not None)
-        with self.transaction(f"{words} for {pid} ({to.name})", kind="ids", detail={"pid": pid}) as change:
-            credentials.set_ids(change, to, uid, gid)
-        return change.entry
+        return self._transactions.rehearsed(
+            f"{words} for {pid} ({to.name})", "ids", {"pid": pid},
+            lambda change: credentials.set_ids(change, to, uid, gid),
+        )  # fmt: skip
 
     def drop_capabilities(self, pid: int, drop: Iterable[str] | None = None, *, force: bool = False) -> Entry:
         """Take capabilities away from a process, all when None. `undo` gives them back."""
@@ -99,11 +105,10 @@ class ProcessControls(Controls):
         [to] = self._targets(pid, force)
         names = None if drop is None else sorted(drop)
         words = "all capabilities" if names is None else ", ".join(names)
-        with self.transaction(
-            f"{words} taken from {pid} ({to.name})", kind="capabilities", detail={"pid": pid}
-        ) as change:
-            credentials.drop_capabilities(change, to, names)
-        return change.entry
+        return self._transactions.rehearsed(
+            f"{words} taken from {pid} ({to.name})", "capabilities", {"pid": pid},
+            lambda change: credentials.drop_capabilities(change, to, names),
+        )  # fmt: skip
 
     def set_limit(
         self, pid: int, name: str, soft: int | None = None, hard: int | None = None, *, force: bool = False
@@ -113,11 +118,10 @@ class ProcessControls(Controls):
 
         [to] = self._targets(pid, force)
         words = ":".join("" if one is None else rlimits.shown(one) for one in (soft, hard))
-        with self.transaction(
-            f"limit {name}={words} for {pid} ({to.name})", kind="limit", detail={"pid": pid}
-        ) as change:
-            rlimits.set_limit(change, to, name, soft, hard)
-        return change.entry
+        return self._transactions.rehearsed(
+            f"limit {name}={words} for {pid} ({to.name})", "limit", {"pid": pid},
+            lambda change: rlimits.set_limit(change, to, name, soft, hard),
+        )  # fmt: skip
 
     def sysctl(self, name: str) -> str:
         """What a setting of the guest's kernel is set to (`kernel.panic`). Needs no control.
@@ -133,9 +137,10 @@ class ProcessControls(Controls):
         from vmi_inside.control import sysctl
 
         setting = sysctl.find_setting(self.kernel, name)
-        with self.transaction(f"{name} = {value}", kind="sysctl", detail={"name": name, "value": value}) as change:
-            sysctl.set_value(change, setting, value)
-        return change.entry
+        return self._transactions.rehearsed(
+            f"{name} = {value}", "sysctl", {"name": name, "value": value},
+            lambda change: sysctl.set_value(change, setting, value),
+        )  # fmt: skip
 
     def _targets(self, pid: int | Iterable[int], force: bool) -> list[Target]:
         from vmi_inside.control.signals import targets

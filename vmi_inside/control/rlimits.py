@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from vmi_inside.control.rehearsal import Changing
 from vmi_inside.control.signals import Target, same
-from vmi_inside.control.transaction import Change
 from vmi_inside.errors import ControlError, Unsupported
 
 LIMITS: Final = (
@@ -18,7 +18,7 @@ LIMITS: Final = (
 UNLIMITED: Final = (1 << 64) - 1
 
 
-def set_limit(change: Change, of: Target, name: str, soft: int | None, hard: int | None) -> None:
+def set_limit(change: Changing, of: Target, name: str, soft: int | None, hard: int | None) -> None:
     """Set a process's soft limit, its hard limit, or both; None leaves one as it is.
 
     Raises `ControlError` for a limit that there is not, or a soft one above the hard one, `Unsupported`.

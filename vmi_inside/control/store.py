@@ -58,8 +58,11 @@ class Store:
                     found.append(record)
         return found
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Add a record to the journal; it is on the disk when this returns."""
+    def append(self, record: dict[str, Any], *, sync: bool = True) -> None:
+        """Add a record to the journal; it is on the disk when this returns, unless not `sync`.
+
+        Without, it outlives this process, but not the host: `sync` sees to that later.
+        """
         self._make_folder()
         fresh = not self.path("journal").exists()
         fd = self._open("journal", os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -67,13 +70,27 @@ class Store:
             size = os.fstat(fd).st_size
             torn = b"\n" if size and os.pread(fd, 1, size - 1) != b"\n" else b""
             _write_all(fd, torn + json.dumps(record, separators=(",", ":")).encode() + b"\n")
+            if sync:
+                os.fsync(fd)
+        except OSError as error:
+            raise ControlError(f"cannot write the journal {self.path('journal')}: {error.strerror}") from error
+        finally:
+            os.close(fd)
+        if fresh and sync:
+            self._sync_folder()
+
+    def sync(self) -> None:
+        """Get what the journal has by now to the disk."""
+        try:
+            fd = self._open("journal", os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
             os.fsync(fd)
         except OSError as error:
             raise ControlError(f"cannot write the journal {self.path('journal')}: {error.strerror}") from error
         finally:
             os.close(fd)
-        if fresh:
-            self._sync_folder()
 
     def held(self) -> dict[str, Any] | None:
         """What a controller that holds the guest, or held it when it died, said of that."""
@@ -94,12 +111,17 @@ class Store:
         temporary = self.path("held~")
         with suppress(FileNotFoundError):
             temporary.unlink()
-        fd = self._open("held~", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
-            _write_all(fd, json.dumps(told).encode())
-        finally:
-            os.close(fd)
-        os.replace(temporary, self.path("held"))
+            fd = self._open("held~", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                _write_all(fd, json.dumps(told).encode())
+            finally:
+                os.close(fd)
+            os.replace(temporary, self.path("held"))
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise ControlError(f"cannot write {self.path('held')}: {error.strerror}") from error
 
     def let_go(self) -> None:
         """Say that the guest is not held any more."""
@@ -125,8 +147,9 @@ class Store:
                             f"{name}: another vmi-inside{who} has the guest in hand; wait for it to end"
                         ) from None
                     time.sleep(_POLL)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+            with suppress(OSError):  # it only says who holds the lock, and the disk may be full
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, b"%d\n" % os.getpid(), 0)
             yield
         finally:
             os.close(fd)

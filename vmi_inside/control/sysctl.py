@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from vmi_inside.control.transaction import Change
+from vmi_inside.control.rehearsal import Changing
 from vmi_inside.errors import ControlError, NoMember, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.structs import Structs
@@ -94,7 +94,7 @@ def value(kernel: Kernel, setting: Setting) -> str:
     )
 
 
-def set_value(change: Change, setting: Setting, text: str) -> None:
+def set_value(change: Changing, setting: Setting, text: str) -> None:
     """Set it; within the bounds that the kernel keeps. Raises `ControlError`."""
     old = change.read(setting.address, setting.size)
     if setting.handler == _TEXT:

@@ -7,7 +7,7 @@ Knows the order of these, and how to go back. Who holds the guest is left to `pa
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Final
@@ -17,12 +17,12 @@ from vmi_inside.control.journal import UNDO, Entry, Journal, Write
 from vmi_inside.control.machine import Debugger
 from vmi_inside.control.pausing import Pause, Pausing, uninterrupted
 from vmi_inside.control.places import KERNEL, Piece, Spaces, pieces
+from vmi_inside.control.rehearsal import Changing, Rehearsal, checked
 from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, GuestGone, NotUndoable, Unsafe, VmiError
 from vmi_inside.kernel import Kernel
 from vmi_inside.memory import WritableMemory
 
-_BYTES_LIMIT: Final = 1 << 20
 #: The longest of x86's.
 _INSTRUCTION: Final = 15
 
@@ -85,14 +85,7 @@ class Change:
         self, writes: Iterable[tuple[int, bytes, bytes | None]], *, code: bool = False, space: str = KERNEL
     ) -> None:
         """Several writes of (address, new, expect) as one: all are compared, then journalled, then made, in order."""
-        planned: list[Write] = []
-        for address, new, expect in writes:
-            planned.append(Write(address, b"" if expect is None else expect, bytes(new), code, space))
-            if not 0 < len(new) <= _BYTES_LIMIT or (expect is not None and len(expect) != len(new)):
-                raise ControlError(
-                    f"a change at {address:#x} of {len(new)} bytes, where other than that many are expected"
-                )
-        self._apply(planned)
+        self._apply(checked(writes, code=code, space=space))
 
     def make(self, writes: Iterable[Write]) -> None:
         """Several writes, of data and of code, as one, made in this order: each says what it expects (`old`)."""
@@ -185,15 +178,21 @@ class Transactions:
         self._current: Change | None = None
 
     @contextmanager
-    def change(self, reason: str, kind: str, detail: Mapping[str, Any], *, code: bool = False) -> Iterator[Change]:
+    def change(
+        self, reason: str, kind: str, detail: Mapping[str, Any], *, code: bool = False, planned: Iterable[Write] = ()
+    ) -> Iterator[Change]:
         """A block whose writes are one change. An exception inside puts everything back, and goes on.
 
-        `code` says that code will be written, or registers read.
+        `code` says that code will be written, or registers read. `planned` are the writes that are going to be made:
+        they are journalled before the guest is paused, which makes the pause shorter. They are compared in it.
         """
         if self._current is not None:
             raise ControlError("a change is under way already; one transaction cannot hold another")
         with self.pausing.locked(), ExitStack() as exits:
-            entry = self.journal.begin(kind, reason, self._boot, detail, command=" ".join(sys.argv[:40])[:400])
+            entry = self.journal.begin(
+                kind, reason, self._boot, detail, command=" ".join(sys.argv[:40])[:400], planned=planned
+            )
+            exits.callback(self.journal.sync)  # when the guest goes on
             try:
                 exits.enter_context(self.pausing.paused(debug=code))
                 self.check()
@@ -204,7 +203,7 @@ class Transactions:
             try:
                 yield change
                 with uninterrupted():
-                    self.journal.end(entry, "done")
+                    self.journal.end(entry, "done", sync=False)
             except BaseException:
                 with uninterrupted():
                     self._put_back(change)
@@ -213,6 +212,18 @@ class Transactions:
                 self._current = None
                 with uninterrupted():
                     change.close()
+
+    def rehearsed(self, reason: str, kind: str, detail: Mapping[str, Any], body: Callable[[Changing], None]) -> Entry:
+        """Make a change by `body`, which is done twice: once to know what it would write, and then in the pause.
+
+        What is wrong with it is found before the guest is paused.
+        """
+        rehearsal = Rehearsal(self.kernel)
+        self.check()
+        body(rehearsal)
+        with self.change(reason, kind, detail, planned=rehearsal.writes, code=rehearsal.code) as change:
+            body(change)
+        return change.entry
 
     def undo(self, number: int) -> Entry:
         """Take back one change: exactly what stood there before. Gives the entry of doing so.
@@ -234,8 +245,12 @@ class Transactions:
             if not self._reachable(entry):
                 raise NotUndoable(f"entry {number} changed the memory of a process that has ended since")
             reason, code = f"undo of {number}: {entry.reason}", any(one.code for one in entry.writes)
-            with self.change(reason, UNDO, {"undoes": number}, code=code) as change:
-                spaces = Spaces(self.kernel)
+            spaces = Spaces(self.kernel)
+            back = [
+                Write(one.address, one.new, one.old, one.code, one.space) for one in reversed(entry.writes)
+                if spaces.there(one.space)
+            ]  # fmt: skip
+            with self.change(reason, UNDO, {"undoes": number}, code=code, planned=back) as change:
                 # Where more than an instruction goes, nobody may come back to any of it.
                 change.nobody_in(
                     (one.address, one.address + len(one.new) - 1)
@@ -243,10 +258,8 @@ class Transactions:
                     if one.code and len(one.new) > _INSTRUCTION
                 )
                 try:
-                    back = [
-                        Write(one.address, one.new, one.old, one.code, one.space) for one in reversed(entry.writes)
-                        if spaces.there(one.space)
-                    ]  # fmt: skip
+                    now = Spaces(self.kernel)  # others may have ended meanwhile
+                    back = [one for one in back if now.there(one.space)]
                     # Bytes that were written twice are gone back on step by step.
                     overlap = any(_overlap(a, b) for at, a in enumerate(back) for b in back[:at])
                     for group in [[one] for one in back] if overlap else [back]:

@@ -12,6 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -42,12 +43,18 @@ class Stop:
 class GdbStub:
     """A connection to a stub at the UNIX socket `path`, made before `timeout` is over.
 
+    `on_run` is called before the guest is let run.
+
     Raises `Busy` when nothing answers, as when the stub serves somebody else, `GuestGone` when it hangs up, and
     `ControlError` when what answers does not speak the protocol.
     """
 
-    def __init__(self, path: str, name: str, timeout: float = TIMEOUT, *, layout: tuple[Register, ...] = ()) -> None:
+    def __init__(
+        self, path: str, name: str, timeout: float = TIMEOUT, *, layout: tuple[Register, ...] = (),
+        on_run: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.name = name
+        self._on_run = on_run
         self._timeout = timeout
         self._decoder = Decoder()
         self._ready: list[bytes] = []  # packets that came and were not asked for yet
@@ -86,13 +93,9 @@ class GdbStub:
 
     def close(self) -> None:
         """Hang up. Breakpoints go first, where the guest is stopped; whether it runs is left as it is."""
-        try:
-            for point in tuple(self._points):
-                self.clear(*point)
-        except ControlError:
-            pass  # the stub is ended behind us, and with it all that it set
-        except GuestGone:
-            pass
+        # What fails here: the stub is ended behind us, and with it all that it set.
+        with suppress(ControlError, GuestGone):
+            self.release()
         self._socket.close()
 
     # -- registers ----------------------------------------------------------------------------------------------------
@@ -159,9 +162,15 @@ class GdbStub:
         self._points.discard((kind, address, size))
         self._expect_ok(f"z{kind},{address:x},{size:x}", f"take away the breakpoint at {address:#x}")
 
+    def release(self) -> None:
+        """Take all breakpoints away. Where there is none, nothing is said to the stub, which would stop the guest."""
+        for point in tuple(self._points):
+            self.clear(*point)
+
     def cont(self, vcpus: Iterable[int] | None = None) -> None:
         """Let vCPUs run, the others not: all of them when None. They run until a breakpoint, or `interrupt`."""
         self._stops.clear()
+        self._on_run()
         which = None if vcpus is None else sorted(set(vcpus))
         command = "vCont;c" if which is None else "vCont" + "".join(f";c:{self.threads[one]}" for one in which)
         self._send(command.encode())

@@ -36,8 +36,8 @@ class Levers(Protocol):
         """Stop all vCPUs; they stand when this returns."""
         ...
 
-    def resume(self) -> None:
-        """Let all vCPUs run."""
+    def resume(self, *, ran: bool = True) -> None:
+        """Let all vCPUs run. `ran` says that a debugger may have let them run, and stopped them, since the pause."""
         ...
 
     def hmp(self, command: str) -> str:
@@ -52,6 +52,9 @@ class Levers(Protocol):
 class QemuMachine:
     """One QEMU: `identity` names the guest for good (its UUID, mostly), `instance` this run of it."""
 
+    #: QEMU stops when a debugger connects to its stub.
+    debugger_stops = True
+
     def __init__(self, name: str, identity: str, pid: int, levers: Levers) -> None:
         self.name = name
         self.identity = identity
@@ -59,6 +62,7 @@ class QemuMachine:
         self.pid = pid
         self._levers = levers
         self._layout: tuple[Register, ...] = ()
+        self._ran = False  # whether a debugger has let it run since we last did
         #: What is to be said of what was done by now.
         self.notices: list[str] = []
 
@@ -73,7 +77,11 @@ class QemuMachine:
 
     def resume(self) -> None:
         """Let all vCPUs run."""
-        self._levers.resume()
+        self._levers.resume(ran=self._ran)
+        self._ran = False
+
+    def _runs(self) -> None:
+        self._ran = True
 
     def close(self) -> None:
         """Let go of the levers."""
@@ -86,12 +94,18 @@ class QemuMachine:
         Gives what connects to it: that stops the machine, which had better stand still by then. Raises `Busy` when
         somebody else has a stub.
         """
-        with self.stub() as path:
+        with self._socket() as path:
             yield partial(self._connect, path)
 
     @contextmanager
     def stub(self) -> Iterator[str]:
         """The same for a debugger of somebody's own: gives the path of the socket."""
+        self._ran = True
+        with self._socket() as path:
+            yield path
+
+    @contextmanager
+    def _socket(self) -> Iterator[str]:
         if not self.pid:
             raise Unsupported(f"{self.name}: QEMU's gdb stub cannot be reached from here; run vmi-inside on its host")
         self._free()
@@ -110,11 +124,12 @@ class QemuMachine:
 
     def end_debugger(self) -> None:
         """End a stub of ours that was left behind."""
+        self._ran = True
         if _FOLDER in self._stub():
             self._hmp("gdbserver none")
 
     def _connect(self, path: str) -> GdbStub:
-        stub = GdbStub(path, self.name, layout=self._layout)
+        stub = GdbStub(path, self.name, layout=self._layout, on_run=self._runs)
         self._layout = stub.layout
         return stub
 

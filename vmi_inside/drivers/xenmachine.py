@@ -27,6 +27,8 @@ _IN_KERNEL: Final = 1 << 2  # VGCF_in_kernel, public/arch-x86/xen.h
 class XenMachine:
     """One guest: `identity` is its UUID, `instance` this run of it."""
 
+    debugger_stops = False
+
     def __init__(self, memory: XenMemory) -> None:
         self._memory = memory
         self._xen, self._id = memory.xen, memory.domain.id
@@ -122,6 +124,9 @@ class XenVcpus:
 
     def clear(self, kind: int, address: int, size: int = 1) -> None:
         """There are none."""
+
+    def release(self) -> None:
+        """There are no breakpoints."""
 
     def cont(self, vcpus: Iterable[int] | None = None) -> None:
         """Single vCPUs are not let go. Raises `Unsupported`."""

@@ -21,6 +21,7 @@ from vmi_inside.control.gates.layout import Network, Rule, Scope, State
 from vmi_inside.control.gates.rules import Subject
 from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.journal import Write
+from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, MemoryFault, Unsafe, VmiError
 from vmi_inside.kernel import Kernel
 
@@ -244,16 +245,21 @@ class Placing:
                 made, more, state = plan(str(number))
                 changes = (*more, *made.records, *made.code) if coming else (*made.code, *made.records, *more)
                 code = set(made.code)
+                planned = [Write(one.address, one.old, one.new, one in code, one.space) for one in changes]
+                expected = [
+                    replace(one, old=b"") if of.moving else one for one, of in zip(planned, changes, strict=True)
+                ]
+                if made.inside:  # once now, so that what it needs of the kernel's types is known in the pause
+                    standing(self.kernel, [self.site.code_range], [])
                 try:
-                    with self.controls.transaction(reason, kind="gate", detail=detail, code=True) as change:
+                    with self.controls.transaction(
+                        reason, kind="gate", detail=detail, code=True, planned=planned
+                    ) as change:
                         pause = change.pause
                         change.detail.update(mark=state.mark, bits=bits())
                         if made.inside:
                             change.nobody_in([self.site.code_range])
-                        change.make(
-                            Write(one.address, b"" if one.moving else one.old, one.new, one in code, one.space)
-                            for one in changes
-                        )  # fmt: skip
+                        change.make(expected)
                 except (Conflict, Unsafe, MemoryFault) as error:
                     refused = error
                     continue
