@@ -86,7 +86,7 @@ class Journal:
         found: dict[int, Entry] = {}
         for record in self._store.lines():
             number, event = record.get("id"), record.get("event")
-            if not isinstance(number, int):
+            if not isinstance(number, int) or not isinstance(event, str):
                 continue
             if event == "begin" and number not in found:
                 try:
@@ -94,7 +94,7 @@ class Journal:
                         number, str(record["kind"]), str(record["reason"]), str(record["user"]), float(record["time"]),
                         str(record["boot"]), dict(record["detail"]), command=str(record.get("command", "")),
                     )  # fmt: skip
-                except (KeyError, TypeError, ValueError):
+                except (KeyError, TypeError, ValueError, OverflowError):
                     continue
             entry = found.get(number)
             if entry is None or entry.state != "open":
@@ -102,11 +102,12 @@ class Journal:
             if event == "writes":
                 entry.writes += tuple(_writes(record.get("writes")))
             elif event in _ENDS:
-                entry.state = _ENDS[str(event)]
+                entry.state = _ENDS[event]
                 if isinstance(record.get("detail"), dict):
                     entry.detail = record["detail"]
         for entry in found.values():
-            undone = found.get(entry.detail.get("undoes", -1)) if entry.kind == UNDO and entry.state == "done" else None
+            number = entry.detail.get("undoes") if entry.kind == UNDO and entry.state == "done" else None
+            undone = found.get(number) if isinstance(number, int) else None
             if undone is not None and undone.state == "done":
                 undone.state = "undone"
         return list(found.values())
