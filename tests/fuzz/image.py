@@ -121,7 +121,8 @@ def _segments(path: Path) -> tuple[list[Run], list[U8]]:
         fields = _HEADER.unpack(file.read(_HEADER.size))
         file.seek(fields[5])
         raw = file.read(fields[10] * _SEGMENT.size)
-    runs, arrays = [], []
+    runs: list[Run] = []
+    arrays: list[U8] = []
     # The kernel's image is a segment of its own, too, of the same bytes in the file: the larger one counts.
     for kind, _, offset, _, pa, size, _, _ in sorted(_SEGMENT.iter_unpack(raw), key=lambda one: -one[5]):
         if kind == _LOAD and size and not any(run.start < pa + size and pa < run.end for run in runs):

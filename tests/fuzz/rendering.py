@@ -42,7 +42,7 @@ def captured() -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
         streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = before
         for stream in streams:
-            stream.detach()  # type: ignore[union-attr]
+            stream.detach()
 
 
 def check(form: str, raw: bytes, rows: int | None = None) -> None:

@@ -32,7 +32,7 @@ class Endless(BaseException):
     """A case went on and on. Not an `Exception`: nobody may catch it on the way."""
 
 
-class Violation(Exception):  # noqa: N818  # a name in the sense of a broken promise
+class Violation(Exception):  # a name in the sense of a broken promise
     """A case ended otherwise than it may; the message says how."""
 
 
