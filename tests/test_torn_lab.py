@@ -67,8 +67,6 @@ class Torn:
         pid = self._child(row, row.pid, row.name)
         if pid and row.uid not in (0, 10000 + pid % 1000):
             self.invented.append(f"{pid} is user {row.uid}: {row}")
-        if pid and False:
-            self.invented.append(f"{pid} is of another process: {row}")
 
     def _threads(self, row: Any) -> None:
         self._child(row, row.tid, row.name)
