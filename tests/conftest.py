@@ -33,6 +33,7 @@ _MOST_VARIANTS: Final = 5  # guests kept running beside the shared one: an idle 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="leave out the tests that need a guest in QEMU")
     parser.addoption("--xen", action="store_true", help="on a Xen host in QEMU, too: some minutes more")
+    parser.addoption("--torn", type=int, default=3, help="how often a busy guest is read (tests/test_torn_lab.py)")
     parser.addoption("--all-kernels", action="store_true", help="on all of the lab's kernels, not on the usual two")
     parser.addoption(
         "--lab-keep", action="store_true", help="use the guests of `python -m tests.lab`, and leave them running"

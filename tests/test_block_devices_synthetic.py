@@ -228,3 +228,11 @@ def test_no_class() -> None:
     guest.put("subsys_private", guest.private, **{"class": 0})
     table = block_devices(guest.kernel, ["name"])
     assert (len(table), table.notes[-1]) == (0, "block devices: no class of that name is registered")
+
+
+@pytest.mark.parametrize("kind", ["new", "old"])
+def test_no_file_systems(kind: str) -> None:
+    guest = populate(kind)
+    guest.word(guest.blocks, guest.blocks)
+    table = block_devices(guest.kernel)
+    assert table.type.tolist() == table.uuid.tolist() == [""] * 4

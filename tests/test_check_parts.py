@@ -179,6 +179,13 @@ def test_tables_that_hold_themselves_end() -> None:
     assert len(found.start) < 2000
 
 
+def test_tables_that_map_nothing() -> None:
+    guest = SyntheticGuest()
+    guest.ram.write(guest.tables.root, bytes(4096))
+    found = kernel_mappings(guest.space)
+    assert (len(found.start), found.whole) == (0, True)
+
+
 # -- jumps ----------------------------------------------------------------------------------------------------------
 
 START = 0xFFFF_FFFF_8100_0000

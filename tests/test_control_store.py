@@ -106,7 +106,7 @@ def test_identities_that_name_no_file(identity: str) -> None:
 def test_torn_and_senseless_lines(store: Store) -> None:
     store.append({"id": 1, "event": "x"})
     with open(store.path("journal"), "ab") as file:
-        file.write(b'null\n[1]\n\xff\xfe\n{"id": 2, "eve')
+        file.write(b"[" * 100_000 + b'\nnull\n[1]\n\xff\xfe\n{"id": 2, "eve')
     assert store.lines() == [{"id": 1, "event": "x"}]
     store.append({"id": 3})
     assert store.lines() == [{"id": 1, "event": "x"}, {"id": 3}]
@@ -147,12 +147,22 @@ def test_entries_and_their_states(store: Store) -> None:
         {"id": 1, "event": "begin", "kind": "", "reason": "", "user": "", "time": 0, "boot": "", "detail": 7},
         {"id": 9, "event": "done"},
         {"event": []},
+        {"id": 1, "event": {}},
+        {"id": 1, "event": "begin", "kind": "", "reason": "", "user": "", "time": 10**400, "boot": "", "detail": {}},
     ],
 )
 def test_records_that_make_no_sense(store: Store, record: dict[str, Any]) -> None:
     store.append(record)
     assert Journal(store).entries() == []
     assert Journal(store).begin("write", "", "boot", {}).id == 1
+
+
+@pytest.mark.parametrize("undoes", [[], {}, None, "1", 1e9])
+def test_undone_is_only_what_is_there(store: Store, undoes: object) -> None:
+    journal = Journal(store)
+    entry = journal.begin("undo", "", "boot", {"undoes": undoes})
+    journal.end(entry, "done")
+    assert [one.state for one in journal.entries()] == ["done"]
 
 
 def test_writes_that_make_no_sense(store: Store) -> None:

@@ -568,6 +568,18 @@ def test_records_of_others_are_left_alone() -> None:
             layout.decode(BASE, bytes(lying))
 
 
+def test_networks_that_are_none_are_not_ours() -> None:
+    raw = bytearray(b"\xcc" * AREA_SIZE)
+    state = State(3000, b"abcdefgh", MARK, (), {0: rule(networks=ALLOWED)})
+    for at, piece in layout.encode(BASE, state).items():
+        raw[at : at + len(piece)] = piece
+    for at, lie in ((15, b"\x01"), (16, b"\x55")):  # bits of the host, a mask with holes
+        lying = raw.copy()
+        lying[layout.NETWORKS_AT + at : layout.NETWORKS_AT + at + 1] = lie
+        with pytest.raises(layout.NotOurs):
+            layout.decode(BASE, bytes(lying))
+
+
 def test_there_is_an_end_to_rules_and_networks() -> None:
     with pytest.raises(ValueError, match="room for"):
         layout.encode(BASE, State(0, bytes(8), 0, (), dict.fromkeys(range(33), rule())))

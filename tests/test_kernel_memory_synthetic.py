@@ -91,6 +91,15 @@ def test_memory_info(kind: dict) -> None:
     assert (row.direct_map_4k, row.direct_map_2m, row.direct_map_1g) == (6 << 12, 5 << 21, 1 << 30)
 
 
+def test_counts_beyond_a_column() -> None:
+    guest = WatchedGuest()
+    system(guest)
+    for symbol, value in (("_totalram_pages", -(1 << 63)), ("total_swap_pages", (1 << 63) - 1)):
+        guest.word(guest.profile.symbols[symbol], value)
+    row = memory_info(guest.kernel)[0]
+    assert (row.memory_free, row.swap_total) == (1000 * PAGE, (1 << 63) - 1)
+
+
 def test_what_a_kernel_lacks_is_named() -> None:
     guest = WatchedGuest()
     system(guest)

@@ -187,6 +187,17 @@ def test_regions_that_lie(guest: CacheGuest) -> None:
     assert memory.content(0x7000_0000_0000, P).state.tolist() == [State.UNREADABLE]
 
 
+def test_tables_that_begin_inside_a_page() -> None:
+    """A reading of whole pages never crosses one, whatever pointers say: the memory of these guests checks that."""
+    guest = CacheGuest()
+    init, user = process(guest)
+    user.map(BASE, guest.frame(b"once"))
+    pgd = guest.space.read_u64(init.mm + guest.offset("mm_struct", "pgd"))
+    guest.put("mm_struct", init.mm, pgd=pgd + 16)
+    memory = finished(guest, init, [guest.region(init, BASE, BASE + P, R)])
+    assert [bytes(part.data[:4]) for part in memory.parts()] == [b"once"]  # as the processor would, by whole pages
+
+
 def test_processes_without_memory() -> None:
     guest = CacheGuest()
     init, _ = process(guest)

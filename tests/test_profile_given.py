@@ -89,6 +89,9 @@ LIES = {
     ).encode(),
     "no address": json.dumps(table(symbols={"x": {}})).encode(),
     "rekall": b'{"$STRUCTS": {"x": 1}}',
+    "rekall member without a type": b'{"$STRUCTS": {"x": [8, {"y": [0]}]}}',
+    "rekall type of no words": b'{"$STRUCTS": {"x": [8, {"y": [0, []]}]}}',
+    "elf with far sections": b"\x7fELF".ljust(0x28, b"\0") + b"\xff" * 24,
 }
 
 
@@ -98,6 +101,12 @@ def test_lies_are_refused(tmp_path: Path, lie: str) -> None:
     path.write_bytes(LIES[lie])
     with pytest.raises(WrongProfile):
         load(path)
+
+
+def test_names_of_a_map_need_be_no_words(tmp_path: Path) -> None:
+    path = tmp_path / "System.map"
+    path.write_bytes(b"ffffffff81000000 T _text\nffffffff81000010 t a\x95\xff\n")
+    assert load(path).symbols is not None
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

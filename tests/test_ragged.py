@@ -71,3 +71,8 @@ def test_a_range_that_ends_in_nowhere(guest: LinuxGuest) -> None:
     assert got.ok.tolist() == [False, True, False]
     assert got.row(1) == b"good"
     assert got.row(0) == bytes(100)
+
+
+def test_no_range_that_begins_as_arrays_do(guest: LinuxGuest) -> None:
+    got = ragged.gather(guest.space, addresses(guest.string("12345678") + 3), sizes(64))
+    assert [len(part) for part in got.words()] == [0, 0, 0]

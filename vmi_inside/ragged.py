@@ -43,6 +43,8 @@ class Ragged:
         """
         rows = np.flatnonzero((self.size > 0) & (self.start & 7 == 0))
         every = self.data.view("<u8")
+        if not len(rows):
+            return every[:0], rows, np.empty(0, dtype=np.int64)
         used = np.flatnonzero(every)
         first = self.start[rows] >> 3
         at = first.searchsorted(used, "right") - 1

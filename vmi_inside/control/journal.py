@@ -90,7 +90,7 @@ class Journal:
         found: dict[int, Entry] = {}
         for record in self._store.lines():
             number, event = record.get("id"), record.get("event")
-            if not isinstance(number, int):
+            if not isinstance(number, int) or not isinstance(event, str):
                 continue
             if event == "begin" and number not in found:
                 try:
@@ -99,7 +99,7 @@ class Journal:
                         str(record["boot"]), dict(record["detail"]), command=str(record.get("command", "")),
                         planned=tuple(_writes(record.get("planned"))),
                     )  # fmt: skip
-                except (KeyError, TypeError, ValueError):
+                except (KeyError, TypeError, ValueError, OverflowError):
                     continue
             entry = found.get(number)
             if entry is None or entry.state != "open":
@@ -107,11 +107,12 @@ class Journal:
             if event == "writes":
                 entry.writes += tuple(_writes(record.get("writes"), entry.planned))
             elif event in _ENDS:
-                entry.state = _ENDS[str(event)]
+                entry.state = _ENDS[event]
                 if isinstance(record.get("detail"), dict):
                     entry.detail = record["detail"]
         for entry in found.values():
-            undone = found.get(entry.detail.get("undoes", -1)) if entry.kind == UNDO and entry.state == "done" else None
+            number = entry.detail.get("undoes") if entry.kind == UNDO and entry.state == "done" else None
+            undone = found.get(number) if isinstance(number, int) else None
             if undone is not None and undone.state == "done":
                 undone.state = "undone"
         return list(found.values())

@@ -52,7 +52,7 @@ class Store:
             raw = file.read(_SIZE_LIMIT)
         found = []
         for line in raw.split(b"\n")[:-1]:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 if isinstance(record, dict):
                     found.append(record)
@@ -101,7 +101,7 @@ class Store:
         with open(fd, "rb") as file:
             try:
                 told = json.loads(file.read(1 << 20))
-            except ValueError:
+            except (ValueError, RecursionError):
                 return {}
         return told if isinstance(told, dict) else {}
 

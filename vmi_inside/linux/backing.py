@@ -16,7 +16,7 @@ from vmi_inside.linux.content import State
 from vmi_inside.linux.page_cache import Cached, cached_pages
 from vmi_inside.linux.regions import Region
 from vmi_inside.linux.vmas import VM_HUGETLB
-from vmi_inside.types import I64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
+from vmi_inside.types import I64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
 #: No image of a vdso is larger.
 _IMAGE_LIMIT: Final = 1 << 20
@@ -78,6 +78,8 @@ class Backing:
         if ctype.has("context.vdso_image"):
             image = self.kernel.structs(ctype, [self.mm]).follow("context.vdso_image").fetch("data", "size")
             size, data = min(int(image.unsigned("size")[0]), _IMAGE_LIMIT), int(image.pointer("data")[0])
+        if data & PAGE_MASK:  # no image lies so
+            size = 0
         va = np.arange(start, min(end, region.start + size), PAGE_SIZE, dtype=np.uint64)
         pa, ok = self.kernel.space.translate(np.uint64(data) + (va - np.uint64(region.start)))
         return Held(va[ok], pa[ok], np.full(int(ok.sum()), State.CACHED, dtype=np.uint8))

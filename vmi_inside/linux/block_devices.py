@@ -144,7 +144,7 @@ class _View:
         blocks, _ = file_systems(self.kernel)
         blocks.fetch("s_dev", "s_type", "s_uuid")
         names, _ = self.kernel.strings(blocks.follow("s_type").pointer("name"), _NAME_LIMIT)
-        raw = blocks["s_uuid"].view(np.uint8).reshape(len(blocks), -1)
+        raw = blocks["s_uuid"].view(np.uint8)  # (n, 16)
         by_number = dict(zip(blocks.number("s_dev").tolist(), zip(names, raw, strict=True), strict=True))
         kinds, ids = [], []
         for number in self.device.number("devt").tolist():

@@ -58,6 +58,6 @@ def boot_time(kernel: Kernel) -> float | None:
         keeper = timekeeper(kernel).fetch("offs_real", "offs_boot")
         if keeper.fault.any():
             return None
-        return float(keeper.number("offs_real")[0] - keeper.number("offs_boot")[0]) / 1e9
+        return (int(keeper.number("offs_real")[0]) - int(keeper.number("offs_boot")[0])) / 1e9
     except (ProfileError, MemoryFault):
         return None

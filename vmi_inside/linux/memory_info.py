@@ -87,6 +87,7 @@ _SWAP_FILES: Final = 32  # MAX_SWAPFILES
 _SPACES: Final = 1 << 16
 _INODE_LIMIT: Final = 1 << 16
 _HUGE_ORDER: Final = 9  # HPAGE_PMD_ORDER
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # what a column can hold
 
 
 class _Info:
@@ -300,7 +301,7 @@ def memory_info(kernel: Kernel, columns: Iterable[str] | None = None) -> MemoryI
                 words = f"no {error}" if isinstance(error, KeyError) else str(error)
                 faults.mark(np.ones(1, dtype=np.bool_), f"{name}: {words}")
                 value = 0
-            data[name] = np.array([min(value, np.iinfo(np.int64).max)], dtype=np.int64)
+            data[name] = np.array([min(max(value, _LEAST), _MOST)], dtype=np.int64)
         for word in info.faults:
             faults.mark(np.ones(1, dtype=np.bool_), word)
     data["fault"] = text(faults.column())

@@ -93,7 +93,7 @@ class UserPages:
 
     def _find(self) -> _Units:
         paging = self.space.paging
-        table = np.array([self.space.root], dtype=np.uint64)
+        table = np.array([self.space.root & paging.address], dtype=np.uint64)
         base = np.zeros(1, dtype=np.uint64)
         found: list[tuple[U64, int, U64]] = []
         total = 0

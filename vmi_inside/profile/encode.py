@@ -34,7 +34,7 @@ def encoded(table: Mapping[str, Any]) -> bytes:
     """The types of a symbol table (ISF) as BTF. Raises `WrongProfile`."""
     try:
         return _Writer(table).blob()
-    except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
         raise WrongProfile(f"the profile's types do not hold together ({type(error).__name__}: {error})") from error
 
 
@@ -75,7 +75,7 @@ def from_rekall(profile: Mapping[str, Any]) -> dict[str, Any]:
             },
             "symbols": symbols,
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WrongProfile(f"the Rekall profile does not hold together ({type(error).__name__}: {error})") from error
 
 

@@ -108,7 +108,8 @@ def _load(path: Path) -> Given:
     lines = _MAP_LINE.findall(raw)
     if lines:
         return Given(
-            str(path), symbols=_symbols((int(at, 16), kind.decode(), name.decode()) for at, kind, name in lines)
+            str(path),
+            symbols=_symbols((int(at, 16), kind.decode("latin-1"), name.decode("latin-1")) for at, kind, name in lines),
         )
     raise WrongProfile(
         f"{path} is no profile that we know: ISF, Rekall's JSON, a System.map, BTF, or a vmlinux with BTF"
@@ -166,7 +167,7 @@ def _section(raw: bytes, path: Path) -> bytes:
             start = headers[names][4] + name_at
             if raw[start : start + 5] == b".BTF\0":
                 return raw[at : at + length]
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise WrongProfile(f"{path} is a damaged ELF file") from error
     raise WrongProfile(
         f"{path} has no BTF: make it with `pahole -J {path.name}` from its debug information, or name another file"

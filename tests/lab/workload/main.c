@@ -202,6 +202,8 @@ int main(int argc, char **argv)
 		exercise(argv[2], argv[3], atoi(argv[4]), argc == 6 ? atoi(argv[5]) : 0);
 	if (!strcmp(mode, "cost") && argc == 3)
 		return cost(atoi(argv[2])), 0;
+	if (!strcmp(mode, "churn") && argc == 3)
+		churn(atoi(argv[2]));
 	if (!strcmp(mode, "start"))
 		return start(argc - 2, argv + 2);
 	if (!strcmp(mode, "init"))

@@ -39,6 +39,8 @@ noreturn void echo(int port);
 noreturn void receiver(const char *path, const char *ip, int port, int shared);
 noreturn void exercise(const char *name, const char *ip, int port, int uid);
 void cost(int n);
+/* Makes processes that end at once, as many as it can; see churn.c. */
+noreturn void churn(int n);
 /* Runs a program, and writes what wait(2) says of it into a file; see waiter.c. */
 noreturn void wait_for(const char *path, char **program);
 /* Plays the other end of TCP connections over a TUN device; see peer.c. */

@@ -214,6 +214,8 @@ def _network(network: Network) -> bytes:
 def _as_network(raw: bytes, at: int) -> Network:
     address, mask = (int.from_bytes(raw[start : start + 16], "big") for start in (at, at + 16))
     length = mask.bit_count()
+    if mask != ((1 << length) - 1) << (128 - length) or address & ~mask:
+        raise NotOurs(f"a network of address {address:#x} and mask {mask:#x}")
     if address >> 32 == _MAPPED >> 32 and length >= 96:
         return ip_network((address & 0xFFFF_FFFF, length - 96))
     return ip_network((address, length))

@@ -138,7 +138,7 @@ def _netfilter(kernel: Kernel, reading: Reading) -> Hooks:
         if not namespaces.has(member):
             continue
         at = namespaces.type.member(member)
-        table = namespaces.fetch(member)[member].view("<u8").reshape(len(namespaces), -1)
+        table = namespaces.fetch(member)[member].view("<u8")
         arrays.append(table.ravel())
         names += [f"{family} hook {number}" for _ in range(len(namespaces)) for number in range(at.size // 8)]
     every = np.concatenate(arrays) if arrays else np.empty(0, dtype=np.uint64)

@@ -67,6 +67,8 @@ def kernel_mappings(space: AddressSpace) -> Mappings:
             table, whole = table[: TABLE_LIMIT - total], False
         total += len(table)
         shift = np.uint64(paging.shift(level))
+        if not len(table):
+            break
         below: list[tuple[U64, U64, Mask, Mask]] = []
         for first in range(0, len(table), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
