@@ -22,14 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from vmi_inside.drivers.bounded import Bounded, T
-from vmi_inside.drivers.machine import QemuMachine
 from vmi_inside.drivers.peek import PeekMemory
 from vmi_inside.drivers.process_vm import Process, ProcessMemory
 from vmi_inside.drivers.qemu import QemuMemory, open_qemu
 from vmi_inside.drivers.qemu_layout import VGA_HOLE, Block, Layout, LayoutUnknown, extents, pc_runs
-from vmi_inside.drivers.xen import Domain as XenDomain
-from vmi_inside.drivers.xen import XenMemory, open_xen
-from vmi_inside.drivers.xenmachine import XenMachine
 from vmi_inside.errors import (
     AttachError,
     Busy,
@@ -45,6 +41,11 @@ from vmi_inside.types import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from vmi_inside.drivers.machine import QemuMachine
+    from vmi_inside.drivers.xen import Domain as XenDomain
+    from vmi_inside.drivers.xen import XenMemory
+    from vmi_inside.drivers.xenmachine import XenMachine
 
 TAINTS: Final = "libvirt's monitor was used, which marks the domain as tainted (custom-monitor)"
 SLOW: Final = "the domain's memory is read through libvirt, which is slow"
@@ -124,6 +125,8 @@ def open_domain(
     if domain.driver == _XEN:
         if peek or not domain.local:
             raise Unsupported(f"{domain.name}: libvirt cannot read a Xen guest's memory; run vmi-inside in its dom0")
+        from vmi_inside.drivers.xen import open_xen
+
         return open_xen(str(domain.id), writable=writable)[0], domain
     if peek or not domain.local:
         return _open_peek(domain), domain
@@ -217,8 +220,13 @@ def open_machine(domain: Domain, memory: object = None) -> QemuMachine | XenMach
 
     Raises `PermissionDenied`, `NoSuchDomain`, `AttachError`.
     """
+    from vmi_inside.drivers.xen import XenMemory
+    from vmi_inside.drivers.xenmachine import XenMachine
+
     if isinstance(memory, XenMemory):
         return XenMachine(memory)
+    from vmi_inside.drivers.machine import QemuMachine
+
     return QemuMachine(domain.name, domain.uuid, qemu_pid(domain) or 0, DomainLevers(domain))
 
 
