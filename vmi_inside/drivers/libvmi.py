@@ -49,7 +49,12 @@ _libc = ctypes.CDLL(None)
 _KINDS: Final = ("xen", "kvm", "file")
 
 _ANSWER: Final = "libvmi: "
-EXTRA: Final = "LibVMI is not installed here; install it: pip install 'vmi-inside[libvmi]'"
+_HOW: Final = (
+    "pip install 'vmi-inside[libvmi]'"
+    if sys.version_info < (3, 12)
+    else "its wheels are for Python up to 3.11; build it for this one against a system's LibVMI: pip install libvmi"
+)
+EXTRA: Final = f"LibVMI is not installed here; install it: {_HOW}"
 
 
 class LibvmiMemory:
