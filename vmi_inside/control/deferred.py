@@ -152,7 +152,7 @@ class Deferring:
                     if self._left(room) is None:
                         self._free(pages, order)
                 raise
-            self._call("queue_work_on", _FIRST_CPU, queue, pages)
+            self._start(queue, pages)
             return self._complete(room, _Left(pages, order), timeout, count)
 
     def finish(self, timeout: float = TIMEOUT) -> bool:
@@ -164,7 +164,7 @@ class Deferring:
                 return False
             done, every = self._progress(left.pages, left.order)
             if done < every and not self._call("work_busy", left.pages) & 0xFFFF_FFFF:
-                self._call("queue_work_on", _FIRST_CPU, self._queue(), left.pages)
+                self._start(self._queue(), left.pages)
             self._complete(room, left, timeout, 0)
             return True
 
@@ -275,6 +275,9 @@ class Deferring:
             if not 0 < count < _MOST:
                 raise Conflict(f"what is counted at {address:#x} has ended, or is no count: {count:#x}")
             yield Write(address, old, (count + 1).to_bytes(4, "little"))
+
+    def _start(self, queue: int, work: int) -> None:
+        self._call("queue_work_on", _FIRST_CPU, queue, work)
 
     def _complete(self, room: int, left: _Left, timeout: float, wanted: int) -> list[int]:
         """Wait for the calls, and take everything out; what the first `wanted` rows returned."""
