@@ -128,20 +128,17 @@ class Aborting:
     def _refused(self, sock: U64, rule: Rule) -> Mask:
         """Which (n,) are connections, and to where the rule lets nothing through."""
         common = "__sk_common."
-        rows = self.kernel.structs("sock", sock).fetch(
-            common + "skc_family", common + "skc_state", "sk_protocol", common + "skc_daddr", _REFERENCES
-        )
+        rows = self.kernel.structs("sock", sock).fetch(common + "skc_family", common + "skc_state", "sk_protocol")
         family, state = rows.number(common + "skc_family"), rows.number(common + "skc_state")
         protocol = rows.number("sk_protocol") & 0xFFFF
         stream = (protocol == _TCP) & ~np.isin(state, _NO_CONNECTION)
         datagram = (protocol == _UDP) & (state == _ESTABLISHED)
         found: Mask = np.isin(family, (_INET, _INET6)) & (stream | datagram) & ~rows.fault
         if rule.networks:
-            six = rows.has(common + "skc_v6_daddr")
-            wide = rows["__sk_common.skc_v6_daddr"] if six else np.zeros((len(rows), 16), dtype=np.uint8)
-            narrow = np.ascontiguousarray(rows.unsigned(common + "skc_daddr").astype("<u4")).view(np.uint8)
+            narrow, _ = self.kernel.space.gather(sock + np.uint64(self.offsets.peer), 4)
+            wide, _ = self.kernel.space.gather(sock + np.uint64(max(self.offsets.peer6, 0)), 16)
             for at in np.flatnonzero(found).tolist():
-                raw = bytes(wide[at]) if family[at] == _INET6 else _MAPPED + narrow.reshape(-1, 4)[at].tobytes()
+                raw = wide[at].tobytes() if family[at] == _INET6 else _MAPPED + narrow[at].tobytes()
                 found[at] = not any(_within(raw, network) for network in rule.networks)
         return found
 
