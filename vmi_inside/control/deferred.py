@@ -138,7 +138,7 @@ class Deferring:
         `Conflict`, `Unsupported`.
         """
         with self.controls.transaction_lock():
-            room = self._room()
+            room = self.room()
             queue = self._queue()
             self.finish(timeout)
             expected = len(find().rows)
@@ -158,7 +158,7 @@ class Deferring:
     def finish(self, timeout: float = TIMEOUT) -> bool:
         """Complete what an earlier controller left, if it did. Raises `Conflict` where something else stands there."""
         with self.controls.transaction_lock():
-            room = self._room()
+            room = self.room()
             left = self._left(room)
             if left is None:
                 return False
@@ -174,13 +174,9 @@ class Deferring:
             raise NotUndoable(f"entry {entry.id}: its calls have ended, and nothing of them is left to undo")
         return next(one for one in reversed(self.controls.journal()) if one.detail.get("undoes") == entry.id)
 
-    def check(self) -> None:
-        """Raise `Unsupported` where this kernel cannot be told to make such calls."""
-        self._room()
-
     # -- what there is in the guest -----------------------------------------------------------------------------------
 
-    def _room(self) -> int:
+    def room(self) -> int:
         """Where the code goes. Raises `Unsupported` where this kernel has no room, or cannot be told to do it."""
         profile = self.kernel.profile
         for name in _NEEDED:

@@ -86,7 +86,14 @@ class Aborting:
         except NoSymbol as error:
             raise Unsupported(f"connections cannot be ended in this kernel: {error}") from None
         self._deferring = Deferring(controls)
-        self._deferring.check()
+        self._deferring.room()
+
+    def words(self) -> str:
+        """What would be done, for people."""
+        return (
+            f"then open connections would be ended: {_DESTROY} called for each by one of the guest's workers, with "
+            f"code for that at {self._deferring.room():#x} meanwhile, and a reference to each socket"
+        )
 
     def abort(self, rule: Rule, mark: int, reason: str) -> Aborted:
         """End the connections that a rule which stands refuses. Raises what `Deferring.run` does."""

@@ -154,7 +154,7 @@ class Placing:
         reason = _because(f"deny {asked.operation} to {asked.subject}", asked.reason)
         outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True, bits=lambda: marked[0])
         if dry:
-            return outcome
+            return outcome if aborting is None else replace(outcome, notes=(*outcome.notes, aborting.words()))
         rule = after.rules[placed[0]]
         if asked.subject.children:
             self._follow(lambda: marks.unmarked(self.kernel, after.mark, rule), reason)
