@@ -9,7 +9,7 @@ import pytest
 import unicorn
 from unicorn import x86_const as x86
 
-from vmi_inside.control import deferred
+from vmi_inside.control import work
 
 ORIGIN = 0xFFFF_FFFF_86BF_8040
 FUNCTION = 0xFFFF_FFFF_8500_0000
@@ -29,7 +29,7 @@ TABLE, ROW = 128, 64
 
 def run(rows: list[tuple[int, ...]], after: int | None) -> tuple[list[tuple[int, ...]], list[int]]:
     """The arguments of each call, and what stands for what each returned: their sum."""
-    raw = deferred.assemble(ORIGIN, FUNCTION, after)
+    raw = work.assemble(ORIGIN, FUNCTION, after)
     uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
     uc.ctl_set_tlb_mode(unicorn.UC_TLB_VIRTUAL)
     executable, writable = unicorn.UC_PROT_READ | unicorn.UC_PROT_EXEC, unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE
@@ -82,7 +82,7 @@ def test_each_row_is_one_call(count: int) -> None:
 
 @pytest.mark.parametrize("after", [None, AFTER])
 def test_a_disassembler_reads_it(after: int | None) -> None:
-    raw = deferred.assemble(ORIGIN, FUNCTION, after)
+    raw = work.assemble(ORIGIN, FUNCTION, after)
     reader = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     lines = list(reader.disasm(raw, ORIGIN))
     assert sum(line.size for line in lines) == len(raw)
@@ -93,6 +93,28 @@ def test_a_disassembler_reads_it(after: int | None) -> None:
 
 
 def test_no_more_rows_than_fit() -> None:
-    calls = deferred.Calls(FUNCTION, [[at] for at in range(5)], AFTER, [(1, 2)], list(range(5)))
+    calls = work.Calls(FUNCTION, [[at] for at in range(5)], AFTER, [(1, 2)], list(range(5)))
     first = calls.first(2)
     assert (first.rows, first.references, first.guards) == ([[0], [1]], [0, 1], [(1, 2)])
+
+
+def test_pages_and_tables_that_are_not_ours() -> None:
+    table = work.Table(PAGES, 1)
+    calls = work.Calls(FUNCTION, [[at] for at in range(3)], AFTER)
+    raw = work.code_page(ORIGIN & ~0xFFF, table, calls).ljust(4096, b"\xcc")
+    found = work.read_page(raw)
+    assert found is not None
+    assert (found.pages, found.order) == (PAGES, 1)
+    assert raw[found.size :] == work.EMPTY[found.size :]
+    assert work.read_page(work.EMPTY) is None
+    for at, lie in ((0, b"else"), (8, b"\1"), (16, b"\5"), (20, b"\xff\xff")):
+        with pytest.raises(work.NotOurs):
+            work.read_page(raw[:at] + lie + raw[at + len(lie) :])
+    head = struct.pack("<QQ", PAGES + TABLE + ROW, PAGES + TABLE + 3 * ROW)
+    assert table.progress(bytes(64) + head) == (1, 3)
+    for now, end in ((2, 1), (0, 127), (-1, 1)):
+        with pytest.raises(work.NotOurs):
+            table.progress(bytes(64) + struct.pack("<QQ", PAGES + TABLE + ROW * now, PAGES + TABLE + ROW * end))
+    with pytest.raises(work.NotOurs):
+        table.progress(bytes(64) + struct.pack("<QQ", PAGES + TABLE + 1, PAGES + TABLE + ROW))
+    assert [work.order_for(rows) for rows in (1, 62, 63, work.ROW_LIMIT, 10_000)] == [0, 0, 1, 4, 4]

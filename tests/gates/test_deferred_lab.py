@@ -7,7 +7,8 @@ import time
 import pytest
 
 from tests.gates.arena import Arena
-from vmi_inside.control.deferred import KIND, Calls, Deferring
+from vmi_inside.control.deferred import KIND, Deferring
+from vmi_inside.control.work import Calls
 from vmi_inside.errors import NotUndoable, Unsafe
 
 

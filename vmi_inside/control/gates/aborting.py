@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vmi_inside.control.deferred import ROW_LIMIT, Calls, Deferring
+from vmi_inside.control.deferred import Deferring
 from vmi_inside.control.gates.layout import Network, Rule
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.subjects import subjects
+from vmi_inside.control.work import ROW_LIMIT, Calls
 from vmi_inside.errors import NoSymbol, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.descriptors import descriptors
