@@ -87,7 +87,7 @@ def test_words_left_on_the_stacks_of_sleepers_are_told_from_return_addresses(one
     task = next(row for row in guest.threads(columns=("tid", "address")) if row.tid == pid).address
     rows = guest.kernel.structs("task_struct", [task]).fetch("stack", "thread.sp")
     stack, top = int(rows.pointer("stack")[0]), int(rows.pointer("thread.sp")[0])
-    size = guest.kernel.struct("thread_union").size
+    size = 16 << 10
     words = np.frombuffer(guest.kernel.space.read(top, stack + size - top), dtype="<u8")
     found = frames(guest.kernel, rows, Code(guest.kernel))
     assert found.how == "orc"

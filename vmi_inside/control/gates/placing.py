@@ -262,10 +262,11 @@ class Placing:
                         change.detail.update(mark=made.mark, bits=made.bits)
                         if made.plan.inside:
                             change.nobody_in([self.site.code_range])
-                        change.make(
+                        writes = [
                             Write(one.address, b"" if one.moving else one.old, one.new, one in code, one.space)
                             for one in made.changes
-                        )  # fmt: skip
+                        ]
+                        change.make(writes, living=True)
                 except (Conflict, Unsafe, MemoryFault) as error:
                     refused = error
                     continue
@@ -292,7 +293,8 @@ class Placing:
                     suppress(Conflict, MemoryFault),  # tasks come and go
                     self.controls.transaction(f"{reason}: children made meanwhile", kind=KIND) as change,
                 ):
-                    change.make(Write(one.address, one.old, one.new, space=one.space) for one in missing())
+                    writes = [Write(one.address, one.old, one.new, space=one.space) for one in missing()]
+                    change.make(writes, living=True)
             elif (clean := clean + 1) == _LOOKS:
                 return
 
