@@ -79,12 +79,29 @@ def test_deny_and_allow(lab: LabGuest, run: Run, pinger: int) -> None:
     assert "is not denied" in run("allow", "network", "--pid", pinger, code=12).stderr
 
 
+def test_open_connections_and_files(lab: LabGuest, run: Run) -> None:
+    lab.ask("(workload echo 7105 >/dev/null 2>&1 & echo $! >/run/echo.pid); sleep 0.3; "
+            "(workload receiver /run/receiver 127.0.0.1 7105 >/dev/null 2>&1 & "
+            "echo $! >/run/receiver.pid); sleep 0.3")  # fmt: skip
+    pid = lab.ask("cat /run/receiver.pid").strip()
+    try:
+        told = run("deny", "network", "--pid", pid, "--abort").stderr
+        assert "1 connection ended" in told
+        run("deny", "open", "--pid", pid, "--path", "/run", "--path", "/bin/busybox")
+        shown = json.loads(run("gates", "--format", "json").stdout)
+        assert [row["paths"] for row in shown] == ["", "/run,/bin/busybox"]
+        assert "deferred" in {row["kind"] for row in json.loads(run("journal", "--format", "json").stdout)}
+    finally:
+        lab.ask("kill $(cat /run/receiver.pid /run/echo.pid); rm /run/*.pid /run/receiver", check=False)
+
+
 def test_a_dry_run_shows_every_byte(run: Run, pinger: int) -> None:
-    lines = run("deny", "network", "--pid", pinger, "--allow-loopback", "-n").stdout.splitlines()
+    lines = run("deny", "network", "--pid", pinger, "--allow-loopback", "--abort", "-n").stdout.splitlines()
     assert any(
         re.fullmatch(r"would write 0xf\w{15} \(security_socket_connect\): 0f 1f 44 00 00 -> e9( \w\w){4}", line)
         for line in lines
     )
+    assert any("then open connections would be ended: sock_diag_destroy called for each" in line for line in lines)
     assert any(re.search(r"\(code of gates\): cc \(\d+ times\) -> 9c fa ", line) for line in lines)
     assert len(run("gates").stdout.splitlines()) == 1
 
@@ -100,6 +117,10 @@ def test_a_dry_run_shows_every_byte(run: Run, pinger: int) -> None:
         (("network", "--pid", "1"), 16, "--force"),
         (("network", "--pid", "2"), 16, "kernel thread"),
         (("network", "--uid", "7", "--allow", "10.0.0.0/40"), 12, "no network"),
+        (("exec", "--uid", "7", "--abort"), 12, "nothing to do with exec"),
+        (("network", "--uid", "7", "--path", "/etc"), 12, "paths have nothing to do with network"),
+        (("open", "--uid", "7", "--path", "/no/such"), 12, "'no' of '/no/such' is not there"),
+        (("open", "--uid", "7", "--path", "/proc"), 9, "on proc, which may number its files anew"),
         (("exec", "--uid", "7", "--allow", "10.0.0.0/8"), 12, "nothing to do with exec"),
     ],
 )

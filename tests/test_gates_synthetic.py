@@ -14,17 +14,21 @@ from tests.synthetic.ram import LARGE, NX, PRESENT, WRITE
 from tests.synthetic.structs import NEWER
 from vmi_inside.control.gates import layout
 from vmi_inside.control.gates.entries import find_entry
+from vmi_inside.control.gates.folders import folders
 from vmi_inside.control.gates.holes import holes, spare_words
 from vmi_inside.control.gates.layout import Hook, Rule, Scope, State
 from vmi_inside.control.gates.listing import Gates, gates
 from vmi_inside.control.gates.operations import OPERATIONS
 from vmi_inside.control.gates.rules import Subject, descendants, find, tasks
 from vmi_inside.control.gates.standing import Site
+from vmi_inside.control.gates.subjects import subjects
 from vmi_inside.control.gates.tracing import Records
 from vmi_inside.control.padding import access, is_padding, padding
+from vmi_inside.control.places import Spaces, pieces, thread_space
 from vmi_inside.control.sleepers import standing
-from vmi_inside.errors import Conflict, ControlError, PageFault, Unsafe, Unsupported
+from vmi_inside.errors import Conflict, ControlError, NoFile, PageFault, Unsafe, Unsupported
 from vmi_inside.linux.gated import AREA_SIZE, gated
+from vmi_inside.linux.lookup import Place, lookup
 
 MORE = """
 task_thread 64
@@ -458,6 +462,183 @@ def test_who_stands_in_code(guest: GatedGuest) -> None:
     assert "vCPU 1" in standing(guest.kernel, ranges, registers)
     guest.put("task_struct", curl, stack=NOWHERE, thread__sp=NOWHERE + 8)  # a liar is passed over
     assert standing(guest.kernel, ranges, [{"rip": IMAGE, "rsp": NOWHERE}]) == ""
+
+
+# -- which tasks, which spaces ----------------------------------------------------------------------------------------
+
+
+def test_which_tasks_a_rule_is_for() -> None:
+    guest = GatedGuest()
+    group = guest.new("cgroup", level=2, self__serial_nr=5)
+    above = guest.new("cgroup", level=1, self__serial_nr=4)
+    guest.word(group + 1792 + 8, above)
+    sets = guest.new("css_set", dfl_cgrp=group)
+    for tid, leader, born in ((10, 10, 100), (11, 10, 110), (20, 20, 200)):
+        guest.task(tid, "t", start_boottime=born, leader=leader if leader != tid else 0)
+        guest.put("task_struct", guest.tasks[tid].task, group_leader=guest.tasks[leader].task)
+    guest.put("task_struct", guest.tasks[20].task, cgroups=sets)
+    guest.finish()
+    offsets = Site(guest.kernel).offsets
+
+    def whom(rule: Rule, mark: int = 0x54) -> list[int]:
+        rows = tasks(guest.kernel)
+        mine = subjects(guest.kernel, offsets, mark, rule, rows)
+        return sorted(rows.number("pid")[mine].tolist())
+
+    assert whom(rule(number=10, first=100)) == [10, 11]
+    assert whom(rule(number=10, first=101)) == []
+    guest.write(guest.tasks[11].task + 0x54, b"\4\0\0\0")
+    assert whom(rule(scope=Scope.MARKED, number=4)) == [11]
+    assert whom(rule(scope=Scope.MARKED, number=2)) == []
+    assert whom(rule(scope=Scope.CGROUP, number=1, first=above, second=4)) == [20]
+    assert whom(rule(scope=Scope.CGROUP, number=1, first=above, second=3)) == []  # a later one at that address
+    assert whom(rule(scope=Scope.CGROUP, number=3, first=above, second=4)) == []
+    assert whom(rule(scope=Scope.CGROUP, number=-1, first=above, second=4)) == []
+    guest.put("task_struct", guest.tasks[20].task, cgroups=NOWHERE)
+    assert whom(rule(scope=Scope.CGROUP, number=1, first=above, second=4)) == []
+
+
+def test_spaces_end_with_their_processes(guest: GatedGuest) -> None:
+    spaces = Spaces(guest.kernel)
+    for space, there in (
+        ("kernel", True), ("physical", True), ("task 4242 777", True), ("task 4242 778", False),
+        ("task 4243 777", False), (thread_space(4242, 777), True), (thread_space(4242, 1), False), ("odd", False),
+        ("thread 4242", False), ("task x 777", False), ("process 4242 1", False),
+    ):  # fmt: skip
+        assert spaces.there(space) == there, space
+    with pytest.raises(Conflict, match="the process 4242 that is meant has ended"):
+        spaces.tables("task 4242 778")
+    at = guest.tasks[4242].task
+    assert pieces(guest.kernel, "thread 4242 777", at, 4) == pieces(guest.kernel, "kernel", at, 4)
+    with pytest.raises(Conflict):
+        pieces(guest.kernel, "thread 4242 1", at, 4)
+
+
+# -- paths ------------------------------------------------------------------------------------------------------------
+
+
+class Tree:
+    """Directories of a made-up guest."""
+
+    def __init__(self, guest: GatedGuest) -> None:
+        self.guest = guest
+        self.system("ext4", 0x800001)
+        self.children: dict[int, list[int]] = {}
+        self.inode(guest.root_dentry, 2)
+        self.mounts: list[int] = []
+
+    def system(self, name: str, device: int) -> None:
+        kind = self.guest.new("file_system_type", name=self.guest.string(name))
+        self.block = self.guest.new("super_block", s_dev=device, s_type=kind)
+
+    def inode(self, dentry: int, number: int, mode: int = 0o40755, **more: int) -> None:
+        made = self.guest.new("inode", i_ino=number, i_mode=mode, i_sb=self.block, i_generation=number + 100, **more)
+        self.guest.put("dentry", dentry, d_inode=made)
+
+    def add(self, parent: int, name: str, number: int, mode: int = 0o40755, **more: int) -> int:
+        dentry = self.guest.dentry(parent, name)
+        self.inode(dentry, number, mode, **more)
+        self.children.setdefault(parent, []).append(dentry)
+        self.link(parent)
+        return dentry
+
+    def link(self, parent: int) -> None:
+        head, link = (self.guest.offset("dentry", name) for name in ("d_subdirs", "d_child"))
+        nodes = [one + link for one in self.children.get(parent, [])]
+        self.guest.chain(parent + head, nodes, end=parent + head)
+        for dentry in self.children.get(parent, []):
+            self.guest.chain(dentry + head, [one + link for one in self.children.get(dentry, [])], end=dentry + head)
+
+    def mount(self, parent: int, point: int, root: int) -> int:
+        made = self.guest.new("mount", mnt_parent=parent, mnt_mountpoint=point, mnt__mnt_root=root)
+        self.mounts.append(made)
+        head, link = (self.guest.offset("mount", name) for name in ("mnt_mounts", "mnt_child"))
+        mine = [one + link for one in self.mounts]
+        self.guest.chain(parent + head, mine, end=parent + head)
+        self.guest.chain(made + head, [], end=made + head)
+        return made
+
+
+@pytest.fixture
+def tree(guest: GatedGuest) -> Tree:
+    """/srv/data, /srv/link to it, /mnt with another file system's root, which has /mnt/in."""
+    made = Tree(guest)
+    root = guest.root_dentry
+    srv, mnt = made.add(root, "srv", 3), made.add(root, "mnt", 4)
+    made.add(srv, "data", 5)
+    made.add(srv, "link", 6, 0o120777, i_link=guest.string("../srv/./data"))
+    made.add(srv, "loop", 7, 0o120777, i_link=guest.string("loop"))
+    made.add(srv, "slow", 8, 0o120777)
+    negative = guest.dentry(srv, "gone")
+    made.children[srv].append(negative)
+    made.link(srv)
+    made.link(root)
+    made.system("overlay", 9)
+    over = guest.dentry(0, "/")
+    guest.put("dentry", over, d_parent=over)
+    made.inode(over, 1)
+    made.mount(guest.root_mount, mnt, over)
+    made.add(over, "in", 2)
+    return made
+
+
+def test_paths_are_followed(guest: GatedGuest, tree: Tree) -> None:
+    root = Place(guest.root_dentry, guest.root_mount)
+    inner = tree.guest.offset("dentry", "d_inode")
+
+    def number(path: str) -> tuple[int, int]:
+        place = lookup(guest.kernel, root, path)
+        inode = guest.space.read_u64(place.dentry + inner)
+        return guest.space.read_u64(inode + 64), place.mount
+
+    (over,) = tree.mounts
+    assert number("/") == (2, guest.root_mount)
+    assert number("/srv//data/") == (5, guest.root_mount)
+    assert number("/srv/link") == (5, guest.root_mount)
+    assert number("/srv/../../srv/data") == (5, guest.root_mount)
+    assert number("/mnt") == (1, over)
+    assert number("/mnt/in/../in") == (2, over)
+    for path, words in (
+        ("srv", "no path from the root"), ("/srv/gone", "is not there"), ("/srv/none/x", "'none' of"),
+        ("/srv/loop", "symbolic link"), ("/srv/slow", "symbolic link"), ("/" + "a" * 5000, "no path from the root"),
+    ):  # fmt: skip
+        with pytest.raises(NoFile, match=words):
+            lookup(guest.kernel, root, path)
+
+
+def test_lists_of_names_that_never_end(guest: GatedGuest, tree: Tree) -> None:
+    root = Place(guest.root_dentry, guest.root_mount)
+    srv = lookup(guest.kernel, root, "/srv").dentry
+    head, link = guest.offset("dentry", "d_subdirs"), guest.offset("dentry", "d_child")
+    last = tree.children[srv][-1]
+    guest.word(last + link, tree.children[srv][0] + link)  # in a circle
+    assert lookup(guest.kernel, root, "/srv/data").dentry == tree.children[srv][0]
+    guest.word(srv + head, NOWHERE)
+    with pytest.raises(NoFile):
+        lookup(guest.kernel, root, "/srv/data")
+    (over,) = tree.mounts
+    guest.put("mount", over, mnt_parent=over, mnt_mountpoint=srv, mnt__mnt_root=srv)  # over itself
+    head, link = guest.offset("mount", "mnt_mounts"), guest.offset("mount", "mnt_child")
+    guest.chain(over + head, [over + link], end=over + head)
+    guest.word(srv + guest.offset("dentry", "d_subdirs"), 0)
+    with pytest.raises(NoFile, match="too much"):
+        lookup(guest.kernel, Place(guest.root_dentry, over), "/srv")
+
+
+def test_directories_that_can_be_told_apart(guest: GatedGuest, tree: Tree) -> None:
+    fs = guest.new("fs_struct", root__dentry=guest.root_dentry, root__mnt=guest.root_mount + 32)
+    guest.put("task_struct", guest.tasks[4242].task, fs=fs)
+    assert folders(guest.kernel, 4242, ["/srv/data", "/mnt", "/srv/data"]) == (
+        layout.Folder(5, 0x800001, 105, "/srv/data"), layout.Folder(1, 9, 101, "/mnt"),
+    )  # fmt: skip
+    with pytest.raises(Unsupported, match="on overlay, which may number its files anew"):
+        folders(guest.kernel, 4242, ["/mnt/in"])
+    with pytest.raises(ControlError, match="is not there"):
+        folders(guest.kernel, 4242, ["/srv/gone"])
+    assert folders(guest.kernel, 4242, []) == ()
+    guest.put("task_struct", guest.tasks[4242].task, fs=0)
+    with pytest.raises(ControlError, match="no root directory"):
+        folders(guest.kernel, 4242, ["/srv"])
 
 
 # -- tracing ----------------------------------------------------------------------------------------------------------

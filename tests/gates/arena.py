@@ -42,7 +42,7 @@ class Arena:
     def start(self, name: str, *, ip: str = "127.0.0.1", uid: int = 0, through: str = "") -> int:
         """Let a process of that name exercise; its pid, once its connections stand."""
         self.lab.ask(
-            f"killall {name} 2>/dev/null; rm -f /run/exercise/{name}; "
+            f"killall -9 {name} 2>/dev/null; rm -f /run/exercise/{name}; "
             f"({through} workload exercise {name} {ip} 7100 {uid} >/dev/null 2>&1 &)"
         )
         deadline = time.monotonic() + 60
@@ -116,7 +116,7 @@ def arena(lab: LabGuest) -> Iterator[Arena]:
             if len(guest.gates()):
                 guest.allow()
             ours = "one two boxed one.child one.orphan receiver sharer"
-            lab.ask(f"killall {ours} 2>/dev/null; rm -rf /run/exercise /run/receiver", check=False)
+            lab.ask(f"killall -9 {ours} 2>/dev/null; rm -rf /run/exercise /run/receiver", check=False)
         changed = np.flatnonzero(made.text() != before)
         assert not len(changed), [guest.kernel.profile.symbol_at(guest.kernel.symbol("_stext") + at) for at in changed]
         assert made.room_is_padding()

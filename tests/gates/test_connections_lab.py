@@ -16,9 +16,8 @@ _EPIPE, _EDESTADDRREQ, _ECONNABORTED = 32, 89, 103
 
 def receiver(here: Arena, *, shared: bool = False) -> int:
     """A process that waits for what never comes; its pid."""
-    here.lab.ask(
-        f"(workload receiver /run/receiver 127.0.0.1 7100 {'1' if shared else ''} >/dev/null 2>&1 &); sleep 0.3"
-    )
+    words = "/run/receiver 127.0.0.1 7100" + " 1" * shared
+    here.lab.ask(f"(workload receiver {words} >/dev/null 2>&1 &); sleep 0.3")
     return here.pid("receiver")
 
 
@@ -40,9 +39,8 @@ def test_open_connections_of_a_group_are_ended(everywhere: Arena) -> None:
     here, guest = everywhere, everywhere.guest
     pid, _, waits = here.start("one"), here.start("two"), receiver(here)
     before = resets(here)
-    here.lab.ask(
-        f"mkdir -p /sys/fs/cgroup/cut; for p in {pid} {waits}; do echo $p >/sys/fs/cgroup/cut/cgroup.procs; done"
-    )
+    moving = f"for p in {pid} {waits}; do echo $p >/sys/fs/cgroup/cut/cgroup.procs; done"
+    here.lab.ask(f"mkdir -p /sys/fs/cgroup/cut; {moving}")
     done = guest.deny("network", cgroup="/cut", abort=True)
     # TCP and UDP, each over IPv4 and IPv6, the receiver's, and one more for bulk
     assert done.aborted is not None

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.gates.arena import NETWORK, Arena, refused, went_on
+from tests.gates.arena import LOCAL, NETWORK, Arena, refused, went_on
+from vmi_inside.control.gates.standing import Site
 from vmi_inside.errors import Conflict, ControlError, Unsafe, Unsupported
 
 
@@ -117,3 +118,27 @@ def test_without_consent_nothing_is_written(one_kernel: Arena) -> None:
         with pytest.raises(Unsupported, match="writable=True"):
             reader.deny("network", pid=pid)
         assert reader.deny("network", pid=pid, dry_run=True).changes
+
+
+def test_undoing_after_a_child_has_ended(one_kernel: Arena) -> None:
+    """A mark in a process that is no more needs no undoing; one that was born since loses the one it inherited."""
+    here, guest = one_kernel, one_kernel.guest
+    pid = here.start("one")
+    here.lab.ask(f"kill -USR1 {pid}; sleep 0.5")
+    done = guest.deny("network", pid=pid, children=True)
+    assert done.entry is not None
+    state, _ = Site(guest.kernel).read()
+    assert state is not None
+    assert any(one.space.startswith("thread ") for one in guest.journal()[-1].writes)
+    refused(here.during("one")[0], NETWORK)
+    here.lab.ask(f"kill -USR2 {pid}; killall -9 one.child; sleep 1")
+    refused(here.during("one.orphan")[0], ("make",))
+    guest.undo(done.entry.id)
+    assert not len(guest.gates())
+    one, orphan = here.during("one", "one.orphan")
+    went_on(one, NETWORK)
+    went_on(orphan, ("make", *LOCAL))
+    threads = guest.threads(columns=("address",))
+    raw, ok = guest.kernel.space.gather(threads.address + state.mark, 4)
+    assert ok.all()
+    assert not raw.any()  # nothing is left in any task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import vmi_inside
@@ -10,7 +11,10 @@ from vmi_inside.control.gates.entries import find_entry
 from vmi_inside.control.gates.holes import spare_words
 from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.machine import HARDWARE
+from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Unsafe
+from vmi_inside.linux.code import Code
+from vmi_inside.linux.unwind import frames
 
 
 def stop_at(guest: vmi_inside.Guest, address: int) -> None:
@@ -72,3 +76,30 @@ def test_a_hundred_rounds_under_load(one_kernel: Arena) -> None:
     assert sorted(spare_words(guest.kernel)) == words  # no count is left behind
     pauses.sort()
     print(f"pauses: median {pauses[100] * 1e3:.1f} ms, worst {pauses[-1] * 1e3:.1f} ms")
+
+
+def test_words_left_on_the_stacks_of_sleepers_are_told_from_return_addresses(one_kernel: Arena) -> None:
+    """What is left on a stack from an earlier call does not keep a stopped process's gate from being taken out."""
+    here, guest = one_kernel, one_kernel.guest
+    pid = here.start("one")
+    low, high = Site(guest.kernel).code_range
+    here.lab.ask(f"kill -STOP {pid}; sleep 0.3")
+    task = next(row for row in guest.threads(columns=("tid", "address")) if row.tid == pid).address
+    rows = guest.kernel.structs("task_struct", [task]).fetch("stack", "thread.sp")
+    stack, top = int(rows.pointer("stack")[0]), int(rows.pointer("thread.sp")[0])
+    size = 16 << 10
+    words = np.frombuffer(guest.kernel.space.read(top, stack + size - top), dtype="<u8")
+    found = frames(guest.kernel, rows, Code(guest.kernel))
+    assert found.how == "orc"
+    returns = set(found.address.tolist())
+    unused = next(at for at, word in enumerate(words.tolist()) if at > 8 and not word)
+    used = next(at for at, word in enumerate(words.tolist()) if word in returns)
+    for at, said in ((unused, ""), (used, f"task {pid} may come back")):
+        entry = guest.write_memory(top + 8 * at, (low + 5).to_bytes(8, "little"))
+        with guest.paused(), guest.vcpus.debugger() as debugger:
+            registers = [debugger.registers(vcpu) for vcpu in range(len(debugger.threads))]
+            assert standing(guest.kernel, [(low, high)], registers).startswith(said)
+            assert bool(standing(guest.kernel, [(low, high)], registers)) == bool(said)
+        guest.undo(entry.id)
+    here.lab.ask(f"kill -CONT {pid}")
+    went_on(here.during("one")[0], (*NETWORK, *LOCAL))

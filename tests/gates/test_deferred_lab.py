@@ -7,7 +7,8 @@ import time
 import pytest
 
 from tests.gates.arena import Arena
-from vmi_inside.control.deferred import KIND, Calls, Deferring
+from vmi_inside.control.deferred import KIND, Deferring
+from vmi_inside.control.work import Calls
 from vmi_inside.errors import NotUndoable, Unsafe
 
 
@@ -43,17 +44,15 @@ def test_what_a_dead_controller_left_is_completed(one_kernel: Arena, monkeypatch
     class Killed(BaseException):
         pass
 
-    def die(*_: object) -> int:
+    def die(*_: object) -> None:
         raise Killed
 
+    calls = Calls(guest.kernel.symbol("msleep"), [[1]] * 3)
     # It dies when code and rows are in the guest, and nothing is queued yet.
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Deferring, "_complete", die)
-        call = Deferring._call
-        patch.setattr(
-            Deferring, "_call", lambda self, function, *more: die() if more[1:] else call(self, function, *more)
-        ) if False else patch.setattr(Deferring, "_queue_work", die)
-        deferring.run(lambda: Calls(guest.kernel.symbol("msleep"), [[1]] * 3), "three naps", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Deferring, "_start", die)
+        with pytest.raises(Killed):
+            deferring.run(lambda: calls, "three naps", {})
     assert not here.text_is_padding_for_calls()
     with here.lab.attach(writable=True) as next_one:
         time.sleep(0.1)

@@ -65,10 +65,12 @@ def test_directories_are_the_same_by_every_name(reader: tuple[Arena, int]) -> No
 
 def test_paths_are_the_process_s_own(reader: tuple[Arena, int]) -> None:
     here, _ = reader
-    here.lab.ask("mkdir -p /srv/jail/data /srv/jail/bin /srv/jail/run; cp /bin/busybox /srv/jail/bin/sh; "
-                 "echo hi >/srv/jail/data/f; "
-                 "(chroot /srv/jail /bin/sh -c 'echo $$ >/run/jailed; while :; do "
-                 "read x </data/f && echo ok >/run/heard || echo no >/run/heard; done' >/dev/null 2>&1 &); sleep 0.4")  # fmt: skip
+    here.lab.ask(
+        "mkdir -p /srv/jail/data /srv/jail/bin /srv/jail/run; cp /bin/busybox /srv/jail/bin/sh; "
+        "echo hi >/srv/jail/data/f; "
+        "(chroot /srv/jail /bin/sh -c 'echo $$ >/run/jailed; "
+        "while :; do read x </data/f && echo ok >/run/heard || echo no >/run/heard; done' >/dev/null 2>&1 &); sleep 0.4"
+    )
     pid = int(here.lab.ask("cat /srv/jail/run/jailed"))
     here.guest.deny("open", pid=pid, paths=("/data",))
     assert here.lab.ask("sleep 0.3; cat /srv/jail/run/heard") == "no\n"

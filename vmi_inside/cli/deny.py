@@ -15,6 +15,7 @@ Examples:
   vmi-inside deny web01 network --pid 4242
   vmi-inside deny web01 network --pid 4242 --children --allow 10.0.0.0/8 --allow-loopback
   vmi-inside deny web01 exec --cgroup /system.slice/docker-1f2e.scope
+  vmi-inside deny web01 open --pid 4242 --path /etc --path /srv/secret
   vmi-inside deny web01 module --uid 1000 --dry-run
   vmi-inside allow web01 network --pid 4242"""
 )
@@ -64,12 +65,13 @@ def deny(
 ) -> None:
     """Refuse an operation to a process, and let it live on.
 
-    Or to the processes of a cgroup or a user. Nothing is killed, and no connection is closed unless --abort is given.
+    Or to the processes of a cgroup or a user. Nothing is killed, and no connection is closed unless
+    --abort is given; then connections that somebody else holds, too, are left alone.
 
     OPERATION is network (sockets of all families but unix and those that stay inside the kernel; open connections,
-    too), exec, open (files), module (loading), ptrace or kill (signals to others). A call that waits in the kernel
-    already ends as it would have; the next one is refused. `vmi-inside allow` takes it back, `vmi-inside gates` lists
-    what is denied.
+    too), exec, open (files, or those below --path), module (loading), ptrace or kill (signals to others). A call that
+    waits in the kernel already ends as it would have; the next one is refused. `vmi-inside allow` takes it back,
+    `vmi-inside gates` lists what is denied.
     """
     gating.one_subject(pid, cgroup, uid)
     if children and pid is None:

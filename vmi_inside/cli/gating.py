@@ -45,6 +45,8 @@ def told(target: Target, outcome: Outcome, *, quiet: bool) -> None:
     if outcome.entry is None:
         for one in outcome.changes:
             click.echo(f"would write {one.address:#x} ({visible(one.what)}): {_bytes(one.old)} -> {_bytes(one.new)}")
+        for note in outcome.notes:
+            click.echo(visible(note))
         return
     if not quiet:
         stood = f"; the guest stood still for {outcome.seconds * 1000:.0f} ms"

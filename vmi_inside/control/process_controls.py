@@ -45,14 +45,14 @@ class ProcessControls(Controls):
         Raises `Unsafe` when it has not returned in `timeout` seconds: it goes on, and what stands in the guest for it
         is taken out by the next such call. Raises `NoSymbol`, and `Unsupported` for kernels in which it cannot be done.
         """
-        from vmi_inside.control import deferred
+        from vmi_inside.control import deferred, work
 
-        if len(arguments) > deferred.ARGUMENTS:
+        if len(arguments) > work.ARGUMENTS:
             raise ControlError(f"{len(arguments)} arguments; a kernel function is called with six at the most")
         address = self.kernel.symbol(function) if isinstance(function, str) else function
         words = ", ".join(f"{one:#x}" for one in arguments)
         shown = function if isinstance(function, str) else f"{function:#x}"
-        calls = deferred.Calls(address, (arguments,))
+        calls = work.Calls(address, (arguments,))
         detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
         return deferred.Deferring(self).run(lambda: calls, reason or f"{shown}({words})", detail, timeout)[0]
 

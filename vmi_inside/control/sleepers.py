@@ -12,9 +12,12 @@ from typing import Final
 import numpy as np
 
 from vmi_inside import ragged
-from vmi_inside.errors import NoMember
+from vmi_inside.errors import MemoryFault, NoMember, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.code import Code
 from vmi_inside.linux.tasks import PIDTYPE_PID, pids
+from vmi_inside.linux.unwind import frames
+from vmi_inside.structs import Structs
 from vmi_inside.types import PAGE_MASK, Mask
 
 #: THREAD_SIZE where the types do not tell (arch/x86/include/asm/page_64_types.h).
@@ -29,7 +32,7 @@ def standing(
     """Who stands in one of the ranges (first and last address, both included), in words; empty for nobody.
 
     `registers` are those of the vCPUs, which must stand still. `tasks` looks through the stacks of all tasks, too, for
-    addresses to come back to: any word that looks like one counts.
+    addresses to come back to: any word that looks like one counts, unless the stack's frames tell better.
     """
     vcpus = list(registers)
     for number, one in enumerate(vcpus):
@@ -62,11 +65,41 @@ def standing(
         hit |= (words >= np.uint64(low)) & (words <= np.uint64(high))
     if not hit.any():
         return ""
+    # A word that looks like it may be left from an earlier call, within a frame that does not use all of its bytes; as
+    # long as the task sleeps (a stopped one does for good) it stays there.
+    suspect = np.unique(owner[hit])
+    suspect = suspect[suspect < live.sum()]
+    stale = ~_comes_back(kernel, found.select(np.flatnonzero(live)[suspect]), ranges)
+    hit &= ~np.isin(owner, suspect[stale])
+    if not hit.any():
+        return ""
     row, at = int(owner[hit][0]), int(words[hit][0])
     named = found["pid"][live]
     return (
         f"task {named[row]} may come back to {at:#x}" if row < len(named) else f"an interrupt may come back to {at:#x}"
     )
+
+
+def _comes_back(kernel: Kernel, tasks: Structs, ranges: Sequence[Range]) -> Mask:
+    """Which (n,) of these tasks may come back to one of the ranges.
+
+    All but those whose stacks are known frame by frame to their end, and of which no frame does.
+    """
+    back = np.ones(len(tasks), dtype=np.bool_)
+    try:
+        with kernel.operation():
+            found = frames(kernel, tasks, Code(kernel))
+    except (ProfileError, MemoryFault, Unsupported):
+        return back
+    if found.how == "orc":
+        torn = np.zeros(len(tasks), dtype=np.bool_)
+        for which, _ in found.faults:
+            torn |= which
+        back = torn | ~np.isin(np.arange(len(tasks)), found.owner)
+        for low, high in ranges:
+            inside = (found.address >= np.uint64(low)) & (found.address <= np.uint64(high))
+            back[found.owner[inside]] = True
+    return back
 
 
 def _stack_size(kernel: Kernel) -> int:

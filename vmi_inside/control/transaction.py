@@ -87,9 +87,12 @@ class Change:
         """Several writes of (address, new, expect) as one: all are compared, then journalled, then made, in order."""
         self._apply(checked(writes, code=code, space=space))
 
-    def make(self, writes: Iterable[Write]) -> None:
-        """Several writes, of data and of code, as one, made in this order: each says what it expects (`old`)."""
-        self._apply(list(writes))
+    def make(self, writes: Iterable[Write], *, living: bool = False) -> None:
+        """Several writes, of data and of code, as one, made in this order: each says what it expects (`old`).
+
+        With `living` those to what was a process's that has ended are left out; else they are a `Conflict`.
+        """
+        self._apply(list(writes), living=living)
 
     @property
     def pause(self) -> Pause:
@@ -106,11 +109,13 @@ class Change:
         if who:
             raise Unsafe(f"{who}, in code that is about to change; try again")
 
-    def _apply(self, planned: Sequence[Write]) -> None:
+    def _apply(self, planned: Sequence[Write], *, living: bool = False) -> None:
         """Compare, journal, write, verify. A write whose `old` is empty expects nothing."""
         found: list[tuple[Write, list[Piece]]] = []
         with self.kernel.operation():  # page tables are read once: the guest stands still meanwhile
             spaces = Spaces(self.kernel)
+            if living:
+                planned = [one for one in planned if spaces.there(one.space)]
             for one in planned:
                 where = pieces(self.kernel, one.space, one.address, len(one.new), write=True, spaces=spaces)
                 stands = self._read(where)
@@ -245,11 +250,7 @@ class Transactions:
             if not self._reachable(entry):
                 raise NotUndoable(f"entry {number} changed the memory of a process that has ended since")
             reason, code = f"undo of {number}: {entry.reason}", any(one.code for one in entry.writes)
-            spaces = Spaces(self.kernel)
-            back = [
-                Write(one.address, one.new, one.old, one.code, one.space) for one in reversed(entry.writes)
-                if spaces.there(one.space)
-            ]  # fmt: skip
+            back = [Write(one.address, one.new, one.old, one.code, one.space) for one in reversed(entry.writes)]
             with self.change(reason, UNDO, {"undoes": number}, code=code, planned=back) as change:
                 # Where more than an instruction goes, nobody may come back to any of it.
                 change.nobody_in(
@@ -258,12 +259,10 @@ class Transactions:
                     if one.code and len(one.new) > _INSTRUCTION
                 )
                 try:
-                    now = Spaces(self.kernel)  # others may have ended meanwhile
-                    back = [one for one in back if now.there(one.space)]
                     # Bytes that were written twice are gone back on step by step.
                     overlap = any(_overlap(a, b) for at, a in enumerate(back) for b in back[:at])
                     for group in [[one] for one in back] if overlap else [back]:
-                        change._apply(group)
+                        change._apply(group, living=True)
                 except Conflict as error:
                     later = [one.id for one in self.standing() if one.id > number and _meet(one, entry)]
                     hint = f"; undo {', '.join(map(str, later))} first" if later else ""

@@ -54,7 +54,7 @@ static volatile unsigned long ticks;
 static void count_reset(void)
 {
 	static int resets;
-	int file = open("/run/resets", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+	int file = open("/run/resets", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
 
 	if (file >= 0) {
 		dprintf(file, "%d\n", __atomic_add_fetch(&resets, 1, __ATOMIC_SEQ_CST));
@@ -381,7 +381,8 @@ noreturn void receiver(const char *path, const char *ip, int port, int shared)
 		pause();
 	}
 	dprintf(file, "waits\n");
-	dprintf(file, "%zd %d\n", recv(fd, &byte, 1, 0), errno);
+	ssize_t n = recv(fd, &byte, 1, 0);
+	dprintf(file, "%zd %d\n", n, errno);
 	for (;;)
 		pause();
 }

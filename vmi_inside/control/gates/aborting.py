@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vmi_inside.control.deferred import ROW_LIMIT, Calls, Deferring
+from vmi_inside.control.deferred import Deferring
 from vmi_inside.control.gates.layout import Network, Rule
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.subjects import subjects
+from vmi_inside.control.work import ROW_LIMIT, Calls
 from vmi_inside.errors import NoSymbol, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.descriptors import descriptors
@@ -86,7 +87,14 @@ class Aborting:
         except NoSymbol as error:
             raise Unsupported(f"connections cannot be ended in this kernel: {error}") from None
         self._deferring = Deferring(controls)
-        self._deferring.check()
+        self._deferring.room()
+
+    def words(self) -> str:
+        """What would be done, for people."""
+        return (
+            f"then open connections would be ended: {_DESTROY} called for each by one of the guest's workers, with "
+            f"code for that at {self._deferring.room():#x} meanwhile, and a reference to each socket"
+        )
 
     def abort(self, rule: Rule, mark: int, reason: str) -> Aborted:
         """End the connections that a rule which stands refuses. Raises what `Deferring.run` does."""
@@ -128,20 +136,17 @@ class Aborting:
     def _refused(self, sock: U64, rule: Rule) -> Mask:
         """Which (n,) are connections, and to where the rule lets nothing through."""
         common = "__sk_common."
-        rows = self.kernel.structs("sock", sock).fetch(
-            common + "skc_family", common + "skc_state", "sk_protocol", common + "skc_daddr", _REFERENCES
-        )
+        rows = self.kernel.structs("sock", sock).fetch(common + "skc_family", common + "skc_state", "sk_protocol")
         family, state = rows.number(common + "skc_family"), rows.number(common + "skc_state")
         protocol = rows.number("sk_protocol") & 0xFFFF
         stream = (protocol == _TCP) & ~np.isin(state, _NO_CONNECTION)
         datagram = (protocol == _UDP) & (state == _ESTABLISHED)
         found: Mask = np.isin(family, (_INET, _INET6)) & (stream | datagram) & ~rows.fault
         if rule.networks:
-            six = rows.has(common + "skc_v6_daddr")
-            wide = rows["__sk_common.skc_v6_daddr"] if six else np.zeros((len(rows), 16), dtype=np.uint8)
-            narrow = np.ascontiguousarray(rows.unsigned(common + "skc_daddr").astype("<u4")).view(np.uint8)
+            narrow, _ = self.kernel.space.gather(sock + np.uint64(self.offsets.peer), 4)
+            wide, _ = self.kernel.space.gather(sock + np.uint64(max(self.offsets.peer6, 0)), 16)
             for at in np.flatnonzero(found).tolist():
-                raw = bytes(wide[at]) if family[at] == _INET6 else _MAPPED + narrow.reshape(-1, 4)[at].tobytes()
+                raw = wide[at].tobytes() if family[at] == _INET6 else _MAPPED + narrow[at].tobytes()
                 found[at] = not any(_within(raw, network) for network in rule.networks)
         return found
 

@@ -6,8 +6,12 @@ Plain data: how it comes about is told by `standing` and `marks`, and `placing` 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from vmi_inside.control.places import KERNEL
+
+#: What the journal calls a change of gates.
+KIND: Final = "gate"
 
 
 @dataclass(frozen=True, slots=True)

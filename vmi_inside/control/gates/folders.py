@@ -29,14 +29,12 @@ def folders(kernel: Kernel, pid: int | None, paths: Iterable[str]) -> tuple[Fold
     """
     found = {}
     with kernel.operation():
-        root = root_of(kernel, find_process(kernel, 1 if pid is None else pid)) if paths else None
         for path in dict.fromkeys(paths):
-            assert root is not None
             try:
-                place = lookup(kernel, root, path)
+                root = root_of(kernel, find_process(kernel, 1 if pid is None else pid))
+                found[path] = _folder(kernel, lookup(kernel, root, path), path)
             except NoFile as error:
                 raise ControlError(f"{error}; nothing was changed") from None
-            found[path] = _folder(kernel, place, path)
     return tuple(found.values())
 
 

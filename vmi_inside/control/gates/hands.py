@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vmi_inside.control.controls import Controls
 
 if TYPE_CHECKING:
     from vmi_inside.control.gates.placing import Outcome, Placing
     from vmi_inside.control.journal import Entry
-
-
-#: What the journal calls a change of gates.
-KIND: Final = "gate"
 
 
 class GateControls(Controls):
@@ -94,6 +90,8 @@ class GateControls(Controls):
 
     def undo(self, number: int) -> Entry:
         """Take one change back; see `Controls.undo`. Of gates, the marks of who was born meanwhile go, or come, too."""
+        from vmi_inside.control.gates.changes import KIND
+
         made = super().undo(number)
         undone = self._journal.find(number)
         if undone is not None and undone.kind == KIND:

@@ -1,4 +1,4 @@
-"""The part of gates' code that all hooks share: `judge` goes through the rules, `peer` and `named` tell addresses.
+"""The part of gates' code that all hooks share: `judge` goes through the rules; `peers` and `below` are beside it.
 
 Knows what the records look like that it reads (`layout`), and where members are (`offsets`). What a hook takes from its
 arguments is `stub`'s matter; it calls `judge` with
@@ -19,21 +19,14 @@ from typing import Final
 
 from vmi_inside.control.assemble import Assembler, At
 from vmi_inside.control.gates import layout
+from vmi_inside.control.gates.below import below
 from vmi_inside.control.gates.layout import Scope
 from vmi_inside.control.gates.offsets import Offsets
+from vmi_inside.control.gates.peers import Peers
 
-AF_INET: Final = 2
-AF_INET6: Final = 10
-SOCK_STREAM: Final = 1
-SOCK_DGRAM: Final = 2
-#: Protocols whose peer is the one address that the socket knows: IP's default, ICMP, TCP, UDP, ICMPv6.
-SIMPLE: Final = (0, 1, 6, 17, 58)
 #: What r9d says where rdi is a file.
 A_FILE: Final = 3
-#: Directories above a file, mounts among them, that are looked at; what lies deeper is refused.
-_STEPS: Final = 4096
 _PF_KTHREAD: Final = 0x200000
-_MAPPED: Final = 0xFFFF_0000  # the middle of ::ffff:0:0/96, as a little-endian number's lower half
 
 
 class Judge:
@@ -48,9 +41,8 @@ class Judge:
     def write(self) -> None:
         """All of it."""
         self._judge()
-        self._below()
-        self._peer()
-        self._named()
+        below(self.asm, self.at)
+        Peers(self.asm, self.at).write()
 
     def _judge(self) -> None:
         """The rules, one after the other; the first that refuses decides."""
@@ -166,137 +158,6 @@ class Judge:
         asm.move("rax", 0)
         asm.plain("popfq")
         asm.plain("ret")
-
-    def _below(self) -> None:
-        """rdi: a file, r10: a rule with directories: on to `refuse` if it is one of them or below, else to `next`.
-
-        From the file up, over mounts at the root of each file system. A directory is the same one by whatever name.
-        """
-        asm, at = self.asm, self.at
-        saved = ("rax", "rdx", "rdi", "r8", "r11")
-        asm.label("below")
-        asm.push(*saved)
-        asm.move("r11", _STEPS)
-        asm.load("r8", At("rdi", at.file_dentry))
-        asm.load("rdi", At("rdi", at.file_mount))
-        asm.label("look")
-        asm.load("rsi", At("r8", at.inode))
-        asm.test("rsi")
-        asm.jump_if("e", "up")
-        asm.load("rdx", At("r10", layout.ALLOW))
-        asm.load("rcx", At("r10", layout.ALLOWED), 4)
-        asm.label("folder")
-        asm.load("rax", At("rsi", at.number))
-        asm.reckon("cmp", "rax", At("rdx", layout.INODE))
-        asm.jump_if("ne", "another")
-        asm.load("rax", At("rsi", at.generation), 4)
-        asm.reckon("cmp", "rax", At("rdx", layout.GENERATION), 4)
-        asm.jump_if("ne", "another")
-        asm.load("rax", At("rsi", at.block))
-        asm.load("rax", At("rax", at.device), 4)
-        asm.reckon("cmp", "rax", At("rdx", layout.DEVICE), 4)
-        asm.jump_if("e", "within")
-        asm.label("another")
-        asm.reckon("add", "rdx", layout.NETWORK_SIZE)
-        asm.reckon("sub", "rcx", 1)
-        asm.jump_if("ne", "folder")
-        asm.label("up")
-        asm.reckon("sub", "r11", 1)
-        asm.jump_if("e", "within")
-        asm.load("rax", At("r8", at.parent))
-        asm.reckon("cmp", "rax", "r8")
-        asm.jump_if("e", "root")
-        asm.move("r8", "rax")
-        asm.jump("look")
-        asm.label("root")
-        asm.load("r8", At("rdi", at.mountpoint - at.mount))
-        asm.load("rax", At("rdi", at.above - at.mount))
-        asm.reckon("add", "rax", at.mount)
-        asm.reckon("cmp", "rax", "rdi")
-        asm.jump_if("e", "outside")
-        asm.move("rdi", "rax")
-        asm.jump("look")
-        asm.label("outside")
-        asm.pop(*reversed(saved))
-        asm.jump("next")
-        asm.label("within")
-        asm.pop(*reversed(saved))
-        asm.jump("refuse")
-
-    def _peer(self) -> None:
-        """rdi: a struct socket, rcx: its sock, r8d: its family; sets r9d, rdi, rsi by the peer. Changes rax."""
-        asm, at = self.asm, self.at
-        asm.label("peer")
-        self._simple()
-        asm.reckon("cmp", "r8", AF_INET)
-        asm.jump_if("ne", "peer6")
-        asm.load("rsi", At("rcx", at.peer), 4)
-        asm.test("rsi")
-        asm.jump_if("e", "unconnected")
-        self._map4()
-        asm.label("known")
-        asm.move("r9", 1)
-        asm.plain("ret")
-        asm.label("peer6")
-        if at.peer6 < 0:
-            asm.jump("strict")
-        else:
-            asm.reckon("cmp", "r8", AF_INET6)
-            asm.jump_if("ne", "strict")
-            asm.load("rdi", At("rcx", at.peer6))
-            asm.load("rsi", At("rcx", at.peer6 + 8))
-            asm.move("rax", "rdi")
-            asm.reckon("or", "rax", "rsi")
-            asm.jump_if("ne", "known")
-        asm.label("unconnected")
-        asm.move("r9", 0)
-        asm.plain("ret")
-        asm.label("strict")
-        asm.move("r9", 2)
-        asm.plain("ret")
-
-    def _named(self) -> None:
-        """rsi: a struct sockaddr in the kernel's memory; sets r9d, rdi, rsi by it. Changes rax."""
-        asm = self.asm
-        asm.label("named")
-        asm.load("rax", At("rsi"), 2)
-        asm.reckon("cmp", "rax", AF_INET)
-        asm.jump_if("ne", "named6")
-        asm.load("rsi", At("rsi", 4), 4)  # sockaddr_in.sin_addr
-        self._map4()
-        asm.move("r9", 1)
-        asm.plain("ret")
-        asm.label("named6")
-        asm.reckon("cmp", "rax", AF_INET6)
-        asm.jump_if("ne", "strict")
-        asm.load("rdi", At("rsi", 8))  # sockaddr_in6.sin6_addr
-        asm.load("rsi", At("rsi", 16))
-        asm.move("r9", 1)
-        asm.plain("ret")
-
-    def _simple(self) -> None:
-        """Go to `strict` for a socket whose peers its address does not tell. rdi: the socket, rcx: its sock."""
-        asm, at = self.asm, self.at
-        asm.load("rax", At("rdi", at.kind), 2)
-        asm.reckon("cmp", "rax", SOCK_STREAM)
-        asm.jump_if("e", "typed")
-        asm.reckon("cmp", "rax", SOCK_DGRAM)
-        asm.jump_if("ne", "strict")
-        asm.label("typed")
-        asm.load("rax", At("rcx", at.protocol), 2)
-        for protocol in SIMPLE:
-            asm.reckon("cmp", "rax", protocol)
-            asm.jump_if("e", "simple")
-        asm.jump("strict")
-        asm.label("simple")
-
-    def _map4(self) -> None:
-        """The IPv4 address in esi becomes ::ffff:a.b.c.d in rdi, rsi. Changes rax."""
-        asm = self.asm
-        asm.move("rdi", 0)
-        asm.shift_left("rsi", 32)
-        asm.move("rax", _MAPPED)
-        asm.reckon("or", "rsi", "rax")
 
     def _no_kernel_thread(self) -> None:
         """Kernel threads belong to no container and no user."""

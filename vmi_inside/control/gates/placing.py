@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmi_inside.control.gates import marks, operations, rules
 from vmi_inside.control.gates.aborting import Aborted, Aborting
-from vmi_inside.control.gates.changes import Change, Plan
+from vmi_inside.control.gates.changes import KIND, Change, Plan
 from vmi_inside.control.gates.folders import folders
-from vmi_inside.control.gates.layout import Network, Rule, Scope, State
+from vmi_inside.control.gates.layout import Network, Rule, Scope
 from vmi_inside.control.gates.rules import Subject
 from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.journal import Write
 from vmi_inside.control.sleepers import standing
-from vmi_inside.errors import Conflict, ControlError, MemoryFault, Unsafe, VmiError
+from vmi_inside.errors import Conflict, ControlError, MemoryFault, Unsafe, Unsupported, VmiError
 from vmi_inside.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -105,6 +105,24 @@ def networks(texts: Iterable[str], *, loopback: bool) -> tuple[Network, ...]:
     return tuple(dict.fromkeys((*found, *(LOOPBACK if loopback else ()))))
 
 
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """One change of rules before it is made: all that is written, in that order, and the rules that come or go.
+
+    `mark` is the offset of the spare word in task_struct.
+    """
+
+    plan: Plan
+    changes: tuple[Change, ...]
+    mark: int
+    rules: tuple[Rule, ...]
+
+    @property
+    def bits(self) -> int:
+        """The marks in tasks that come or go."""
+        return _bits(self.rules)
+
+
 class Placing:
     """Puts rules into one guest and takes them out."""
 
@@ -115,52 +133,16 @@ class Placing:
 
     def deny(self, asked: Denial, *, dry: bool = False) -> Outcome:
         """Refuse the operation to the subject. Raises `Conflict` when that stands already, `ControlError`, `Unsafe`."""
-        placed, marked = [0], [0]
-
-        def plan(number: str) -> tuple[Plan, list[Change], State]:
-            before, raw = self.site.read()
-            found = rules.find(self.kernel, self.site.offsets, asked.subject, force=asked.force)
-            limited = folders(self.kernel, asked.subject.pid, asked.paths)
-            state = before or self.site.fresh()
-            if before is not None and not self.site.ours(before):
-                raise Conflict("gates of another version of vmi-inside stand there; take those out first")
-            bit = known(asked.operation).bit
-            alike = {slot: rule for slot, rule in state.rules.items() if rule.operations == bit}
-            if any(rules.same(rule, asked.subject, found) for rule in alike.values()):
-                raise Conflict(f"{asked.operation} is denied to {asked.subject} already")
-            # Of an earlier process with that pid nothing is left that its rule could be for.
-            stale = {
-                slot: rule for slot, rule in alike.items() if rule.scope == Scope.PROCESS and rule.pid == found.pid
-            }  # fmt: skip
-            state = replace(state, rules={slot: rule for slot, rule in state.rules.items() if slot not in stale})
-            more = self._uncount(stale.values())
-            if found.scope == Scope.MARKED:
-                found, words = marks.mark(self.kernel, state, found)
-                more += words
-                marked[0] = found.number
-            slot = placed[0] = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
-            counter, begun = self.site.spare_counter(state)
-            rule = Rule(
-                bit, found.scope, operations.families(known(asked.operation), unix=asked.unix), ERRNOS[asked.errno],
-                found.number, found.first, found.second, counter, asked.networks, found.pid,
-                int(time.time()), found.name, number, begun, limited,
-            )  # fmt: skip
-            after = replace(state, rules=dict(sorted({**state.rules, slot: rule}.items())))
-            try:
-                return self.site.plan(before, raw, after), more, after
-            except ValueError as error:
-                raise ControlError(f"no more gates: {error}") from None
-
         aborting = Aborting(self.controls, self.site.offsets) if asked.abort else None
         reason = _because(f"deny {asked.operation} to {asked.subject}", asked.reason)
-        outcome, after = self._do(plan, reason, asked.detail(), dry=dry, coming=True, bits=lambda: marked[0])
+        outcome, made = self._do(lambda entry: self._plan_denial(asked, entry), reason, asked.detail(), dry=dry)
         if dry:
-            return outcome
-        rule = after.rules[placed[0]]
+            return outcome if aborting is None else replace(outcome, notes=(*outcome.notes, aborting.words()))
+        (rule,) = made.rules
         if asked.subject.children:
-            self._follow(lambda: marks.unmarked(self.kernel, after.mark, rule), reason)
+            self._follow(lambda: marks.unmarked(self.kernel, made.mark, rule), reason)
         if aborting is not None:
-            outcome = self._abort(aborting, outcome, rule, after.mark, reason)
+            outcome = self._abort(aborting, outcome, rule, made.mark, reason)
         return outcome
 
     def allow(
@@ -168,43 +150,76 @@ class Placing:
     ) -> Outcome:  # fmt: skip
         """Take the rules out that deny this; None stands for any. Raises `ControlError` when there is none."""
         bit = known(operation).bit if operation is not None else 0
-        cleared = [0]
-
-        def plan(_: str) -> tuple[Plan, list[Change], State]:
-            before, raw = self.site.read()
-            found = None
-            if subject is not None:
-                with suppress(ControlError):  # it may be no more, and its rule still there
-                    found = rules.find(self.kernel, self.site.offsets, subject, force=True)
-            gone = {
-                slot: rule for slot, rule in (before.rules if before else {}).items()
-                if (not bit or rule.operations == bit) and (
-                    subject is None or rules.same(rule, subject, found) or rules.same(rule, subject, None)
-                )
-            }  # fmt: skip
-            if before is None or not gone:
-                raise ControlError(f"{words} is not denied; nothing was changed")
-            after = replace(before, rules={at: rule for at, rule in before.rules.items() if at not in gone})
-            cleared[0] = sum({rule.number for rule in gone.values() if rule.scope == Scope.MARKED})
-            changes = marks.clear(self.kernel, before.mark, cleared[0]) if cleared[0] else []
-            changes += self._uncount(gone.values())
-            return self.site.plan(before, raw, after), changes, before
-
         words = f"{operation or 'anything'} to {subject or 'anybody'}"
         detail = {"gate": "allow", "operation": operation or "", "subject": str(subject or "")}
-        outcome, before = self._do(
-            plan, _because(f"allow {words}", reason), detail, dry=dry, coming=False, bits=lambda: cleared[0]
+        outcome, made = self._do(
+            lambda _: self._plan_allowing(bit, subject, words), _because(f"allow {words}", reason), detail, dry=dry
         )
-        if cleared[0] and not dry:
-            self._follow(lambda: marks.clear(self.kernel, before.mark, cleared[0]), f"allow {words}")
+        if made.bits and not dry:
+            self._follow(lambda: marks.clear(self.kernel, made.mark, made.bits), f"allow {words}")
         return outcome
 
+    def _plan_denial(self, asked: Denial, entry: str) -> _Planned:
+        before, raw = self.site.read()
+        found = rules.find(self.kernel, self.site.offsets, asked.subject, force=asked.force)
+        limited = folders(self.kernel, asked.subject.pid, asked.paths)
+        state = before or self.site.fresh()
+        if before is not None and not self.site.ours(before):
+            raise Conflict("gates of another version of vmi-inside stand there; take those out first")
+        bit = known(asked.operation).bit
+        alike = {slot: rule for slot, rule in state.rules.items() if rule.operations == bit}
+        if any(rules.same(rule, asked.subject, found) for rule in alike.values()):
+            raise Conflict(f"{asked.operation} is denied to {asked.subject} already")
+        # Of an earlier process with that pid nothing is left that its rule could be for.
+        stale = {
+            slot: rule for slot, rule in alike.items() if rule.scope == Scope.PROCESS and rule.pid == found.pid
+        }  # fmt: skip
+        state = replace(state, rules={slot: rule for slot, rule in state.rules.items() if slot not in stale})
+        more = self._uncount(stale.values())
+        if found.scope == Scope.MARKED:
+            found, words = marks.mark(self.kernel, state, found)
+            more += words
+        slot = next(at for at in range(len(state.rules) + 1) if at not in state.rules)
+        counter, begun = self.site.spare_counter(state)
+        rule = Rule(
+            bit, found.scope, operations.families(known(asked.operation), unix=asked.unix), ERRNOS[asked.errno],
+            found.number, found.first, found.second, counter, asked.networks, found.pid,
+            int(time.time()), found.name, entry, begun, limited,
+        )  # fmt: skip
+        after = replace(state, rules=dict(sorted({**state.rules, slot: rule}.items())))
+        try:
+            plan = self.site.plan(before, raw, after)
+        except ValueError as error:
+            raise ControlError(f"no more gates: {error}") from None
+        return _Planned(plan, (*more, *plan.records, *plan.code), state.mark, (rule,))
+
+    def _plan_allowing(self, bit: int, subject: Subject | None, words: str) -> _Planned:
+        before, raw = self.site.read()
+        found = None
+        if subject is not None:
+            with suppress(ControlError):  # it may be no more, and its rule still there
+                found = rules.find(self.kernel, self.site.offsets, subject, force=True)
+        gone = {
+            slot: rule for slot, rule in (before.rules if before else {}).items()
+            if (not bit or rule.operations == bit) and (
+                subject is None or rules.same(rule, subject, found) or rules.same(rule, subject, None)
+            )
+        }  # fmt: skip
+        if before is None or not gone:
+            raise ControlError(f"{words} is not denied; nothing was changed")
+        after = replace(before, rules={at: rule for at, rule in before.rules.items() if at not in gone})
+        plan, going = self.site.plan(before, raw, after), tuple(gone.values())
+        bits = _bits(going)
+        more = (marks.clear(self.kernel, before.mark, bits) if bits else []) + self._uncount(going)
+        return _Planned(plan, (*plan.code, *plan.records, *more), before.mark, going)
+
     def _abort(self, aborting: Aborting, outcome: Outcome, rule: Rule, mark: int, reason: str) -> Outcome:
-        """Raises `Unsafe` where that cannot be done; the gate stands then."""
+        """Raises what went wrong, in which the gate is said to stand."""
         try:
             aborted = aborting.abort(rule, mark, reason)
-        except (Unsafe, Conflict) as error:
-            raise type(error)(f"the gate stands, but not all connections could be ended: {error}") from error
+        except VmiError as error:
+            kind = type(error) if isinstance(error, ControlError | Unsupported) else ControlError
+            raise kind(f"the gate stands, but not all connections could be ended: {error}") from error
         return replace(outcome, aborted=aborted, notes=(*outcome.notes, aborted.words()))
 
     def settle(self, entry: Entry) -> None:
@@ -215,7 +230,7 @@ class Placing:
         state, _ = self.site.read()
         listed = [rule for rule in state.rules.values() if rule.scope == Scope.MARKED] if state else []
         standing = [rule for rule in listed if rule.number & bits]
-        stale = bits & ~sum({rule.number for rule in listed})
+        stale = bits & ~_bits(listed)
 
         def missing() -> list[Change]:
             found = marks.clear(self.kernel, mark, stale) if stale else []
@@ -226,44 +241,41 @@ class Placing:
     # -- one transaction ----------------------------------------------------------------------------------------------
 
     def _do(
-        self, plan: Callable[[str], tuple[Plan, list[Change], State]], reason: str, detail: Mapping[str, Any], *,
-        dry: bool, coming: bool, bits: Callable[[], int],
-    ) -> tuple[Outcome, State]:  # fmt: skip
+        self, plan: Callable[[str], _Planned], reason: str, detail: Mapping[str, Any], *, dry: bool
+    ) -> tuple[Outcome, _Planned]:
         """Plan, stop the guest, write. What changed in between is seen before anything is written, and planned anew.
 
-        `bits` are the marks in tasks that come or go, for who undoes it.
+        `plan` is told the journal's number of the change.
         """
-        made, more, state = plan("")  # what is wrong with it is found before all else
+        made = plan("")  # what is wrong with it is found before all else
         if dry:
-            return Outcome(None, 0.0, (*more, *made.records, *made.code), made.notes), state
+            return Outcome(None, 0.0, made.changes, made.plan.notes), made
         refused: VmiError | None = None
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(_WAIT)
             with self.controls.transaction_lock():
-                number = max((entry.id for entry in self.controls.journal()), default=0) + 1
-                made, more, state = plan(str(number))
-                changes = (*more, *made.records, *made.code) if coming else (*made.code, *made.records, *more)
-                code = set(made.code)
-                planned = [Write(one.address, one.old, one.new, one in code, one.space) for one in changes]
+                made = plan(str(max((entry.id for entry in self.controls.journal()), default=0) + 1))
+                code = set(made.plan.code)
+                planned = [Write(one.address, one.old, one.new, one in code, one.space) for one in made.changes]
                 expected = [
-                    replace(one, old=b"") if of.moving else one for one, of in zip(planned, changes, strict=True)
+                    replace(one, old=b"") if of.moving else one for one, of in zip(planned, made.changes, strict=True)
                 ]
-                if made.inside:  # once now, so that what it needs of the kernel's types is known in the pause
+                if made.plan.inside:  # once now, so that what it needs of the kernel's types is known in the pause
                     standing(self.kernel, [self.site.code_range], [])
                 try:
                     with self.controls.transaction(
-                        reason, kind="gate", detail=detail, code=True, planned=planned
+                        reason, kind=KIND, detail=detail, code=True, planned=planned
                     ) as change:
                         pause = change.pause
-                        change.detail.update(mark=state.mark, bits=bits())
-                        if made.inside:
+                        change.detail.update(mark=made.mark, bits=made.bits)
+                        if made.plan.inside:
                             change.nobody_in([self.site.code_range])
-                        change.make(expected)
+                        change.make(expected, living=True)
                 except (Conflict, Unsafe, MemoryFault) as error:
                     refused = error
                     continue
-            return Outcome(change.entry, pause.seconds, changes, made.notes), state
+            return Outcome(change.entry, pause.seconds, made.changes, made.plan.notes), made
         raise refused or ControlError(f"{reason}: not done")
 
     def _uncount(self, gone: Iterable[Rule]) -> list[Change]:
@@ -284,11 +296,17 @@ class Placing:
                 clean = 0
                 with (
                     suppress(Conflict, MemoryFault),  # tasks come and go
-                    self.controls.transaction(f"{reason}: children made meanwhile", kind="gate") as change,
+                    self.controls.transaction(f"{reason}: children made meanwhile", kind=KIND) as change,
                 ):
-                    change.make(Write(one.address, one.old, one.new, space=one.space) for one in missing())
+                    writes = [Write(one.address, one.old, one.new, space=one.space) for one in missing()]
+                    change.make(writes, living=True)
             elif (clean := clean + 1) == _LOOKS:
                 return
+
+
+def _bits(listed: Iterable[Rule]) -> int:
+    """The marks of those rules that are for marked tasks."""
+    return sum({rule.number for rule in listed if rule.scope == Scope.MARKED})
 
 
 def _because(what: str, reason: str) -> str:

@@ -11,9 +11,10 @@ from typing import Final
 
 from vmi_inside.control.assemble import Assembler, At
 from vmi_inside.control.gates import layout
-from vmi_inside.control.gates.judge import A_FILE, AF_INET, AF_INET6, SIMPLE, SOCK_DGRAM, SOCK_STREAM, Judge
+from vmi_inside.control.gates.judge import A_FILE, Judge
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.operations import LAST_FAMILY, NO_SOCKET, Kind
+from vmi_inside.control.gates.peers import AF_INET, AF_INET6, SIMPLE, SOCK_DGRAM, SOCK_STREAM
 
 _SAVED: Final = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 _TCP, _TCP_ZEROCOPY_RECEIVE = 6, 35  # include/uapi/linux/tcp.h
