@@ -33,6 +33,10 @@ _LOCATION: Final = "automagic.LayerStacker.single_location"
 _MEMORY, _SPACE, _SYMBOLS = "guest_memory", "guest_space", "guest_symbols"
 _HOME: Final = "vmi_inside"
 _READ_LIMIT: Final = 1 << 30
+#: Symbols that volatility3 knows by a former name only, under which they are given as well.
+_RENAMED: Final = {
+    "timekeeper_data": "tk_core"
+}  # since 6.17 (kernel/time/timekeeping.c); what is asked for comes first
 #: The release of dwarf2json whose tables have all that plugins ask the release for.
 _AS_GOOD_AS: Final = "0.8.0"
 
@@ -238,5 +242,8 @@ def _enter(context: interfaces.context.ContextInterface, guest: Guest) -> None:
     context.add_layer(layer)
     # Addresses without their sign extension, as everywhere in volatility3.
     told = isf(profile, __version__, symbol_tables(guest.kernel))
+    for name, former in _RENAMED.items():
+        if name in told["symbols"]:
+            told["symbols"].setdefault(former, told["symbols"][name])
     table = GuestSymbols(context, path_join(_HOME, _SYMBOLS), _SYMBOLS, told, layer.address_mask)
     context.symbol_space.append(table)
