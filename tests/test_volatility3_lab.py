@@ -87,12 +87,6 @@ def test_capabilities_of_a_typedef_without_a_struct(lab_boot: Boot) -> None:
     assert [row["cap_effective"] for row in found] == ["all"]
 
 
-def test_hidden_modules_are_looked_for(lab_guest: LabGuest) -> None:
-    done = vol(lab_guest, "-r", "csv", "linux.malware.hidden_modules")
-    assert rows(done) == []
-    assert "Load Arguments" in done.stdout
-
-
 def test_addresses_are_told_by_their_symbols(lab_guest: LabGuest) -> None:
     found = rows(vol(lab_guest, "-r", "csv", "linux.malware.check_syscall"))
     names = {row["Handler Symbol"] for row in found}
