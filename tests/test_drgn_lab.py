@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,10 +22,10 @@ Boot = Callable[..., LabGuest]
 Pair = tuple[LabGuest, Any]
 
 
-@pytest.fixture(params=[{}, {"kernel": "6.12-cloud"}], ids=["6.1", "6.12"])
+@pytest.fixture(params=["6.1-cloud", "6.12-cloud", "new-cloud"])
 def pair(request: pytest.FixtureRequest, lab_boot: Boot) -> Iterator[Pair]:
     """A guest, and drgn's program of it."""
-    guest = lab_boot(**request.param)
+    guest = lab_boot(kernel=request.param)
     with guest.attach() as seen:
         yield guest, program(seen)
 
@@ -78,6 +80,37 @@ def test_symbols_types_and_constants(pair: Pair) -> None:
         prog["no_such_variable"]
 
 
+def test_stacks_are_whole(pair: Pair) -> None:
+    guest, prog = pair
+    with guest.attach() as seen:
+        ours = [row.symbol.partition("+")[0] for row in seen.process_stack(pids=[1])]
+    theirs = [frame.name for frame in prog.stack_trace(linux.find_task(prog, 1))]
+    assert ours[-1].startswith("entry_SYSCALL_64")
+    while theirs and theirs[0] in ("__schedule", "schedule"):  # the kernel's own listing begins below the scheduler
+        del theirs[0]
+    assert theirs[: len(ours)] == ours
+    assert len(theirs) <= len(ours) + 1  # and where the process called the kernel
+
+
+def test_types_and_symbols_of_modules(pair: Pair) -> None:
+    guest, prog = pair
+    told = guest.ask("grep -E ' [tT] nf_tables_newtable.\\[nf_tables' /proc/kallsyms").split()
+    found = prog.symbol("nf_tables_newtable")
+    assert found.address == int(told[0], 16)
+    assert prog.symbol(found.address + 3).name == "nf_tables_newtable"
+    assert prog.type("struct nft_table").has_member("chains")
+    with pytest.raises(LookupError):
+        prog.type("struct of_no_module")
+
+
+def test_two_readings_see_two_states(pair: Pair) -> None:
+    guest, prog = pair
+    born = int(guest.ask("sleep 1000 >/dev/null 2>&1 & echo $!"))
+    assert linux.find_task(prog, born).comm.string_() in (b"sleep", b"sh")
+    guest.ask(f"kill -9 {born}; while [ -d /proc/{born} ]; do sleep 0.1; done")
+    assert not linux.find_task(prog, born)
+
+
 def command(guest: LabGuest, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "vmi_inside.cli", "drgn", *arguments],
@@ -100,6 +133,37 @@ def test_the_command(lab_guest: LabGuest, tmp_path: Path) -> None:
     assert f"{script}:1" in done.stderr
     assert "Traceback" not in done.stderr
     assert command(lab_guest, lab_guest.target, str(tmp_path / "none.py")).returncode == 2
+
+
+def test_the_shell(lab_guest: LabGuest) -> None:
+    """drgn's own, at a terminal: it answers, goes on after an error, and ends."""
+    ours, its = pty.openpty()
+    environment = {**os.environ, "LIBVIRT_DEFAULT_URI": lab_guest.uri or "", "TERM": "dumb"}
+    words = [sys.executable, "-m", "vmi_inside.cli", "drgn", lab_guest.target]
+    with subprocess.Popen(words, stdin=its, stdout=its, stderr=its, env=environment) as shell:
+        os.close(its)
+        said = _until(ours, "", ">>> import drgn", ">>> from drgn.helpers.linux", ">>> ")
+        for typed, awaited in (
+            ("find_task(1).pid.value_() + 41", "\n42"), ("prog['nothing']", "ObjectNotFoundError"),
+            ("print('still', 'here')", "\nstill here"),
+        ):  # fmt: skip
+            os.write(ours, f"{typed}\n".encode())
+            said = _until(ours, said, awaited, ">>> ")
+        os.write(ours, b"\x04")
+        assert shell.wait(60) == 0
+    os.close(ours)
+    assert "bug" not in said
+
+
+def _until(terminal: int, said: str, *awaited: str) -> str:
+    """`said` and what the terminal says beyond it, until these words have come, one behind the other."""
+    at = len(said)
+    for words in awaited:
+        while (found := said.find(words, at)) < 0:
+            assert select.select([terminal], [], [], 90)[0], said
+            said += os.read(terminal, 4096).decode()
+        at = found + len(words)
+    return said
 
 
 def test_without_drgn_the_extra_is_named(lab_guest: LabGuest, tmp_path: Path) -> None:

@@ -188,3 +188,24 @@ def test_whatever_answers(tmp_path_factory: pytest.TempPathFactory, pieces: list
     path = tmp_path_factory.mktemp("stub") / "s"
     with stub(path, lambda _: next(answers, None)) as where, pytest.raises(VmiError):
         GdbStub(where, "web", 0.2)
+
+
+def test_physical_addresses_are_for_one_reading_only(tmp_path: Path) -> None:
+    """QEMU keeps that mode for whoever connects next."""
+    asked: list[bytes] = []
+    told = honest()
+
+    def answer(one: bytes) -> bytes:
+        asked.append(one)
+        return told(one)
+
+    with stub(tmp_path / "s", answer) as path, GdbStub(path, "vm1") as client:
+        client.read(0x1000, 5)
+        assert asked[-3:] == [b"Qqemu.PhyMemMode:1", b"m1000,5", b"Qqemu.PhyMemMode:0"]
+        client.write(0x1000, b"12345")
+        assert asked[-1] == b"Qqemu.PhyMemMode:0"
+        client.read(0x2000, 5, vcpu=1)
+        assert asked[-2:] == [b"Hgp01.02", b"m2000,5"]
+    with stub(tmp_path / "t", answer) as path, GdbStub(path, "vm1") as client:
+        client.read(0x2000, 5, vcpu=0)  # somebody else may have left it on
+        assert asked[-3:] == [b"Qqemu.PhyMemMode:0", b"Hgp01.01", b"m2000,5"]

@@ -80,7 +80,12 @@ def code(guest: Guest, text: str) -> None:
 
 
 def shell(guest: Guest) -> None:
-    """drgn's interactive shell on the guest."""
+    """drgn's interactive shell on the guest. What is typed there and fails is shown as Python shows it."""
     made = program(guest)
-    with Foreign(_TOOL):
-        import_module("drgn.cli").run_interactive(made)
+    before = sys.excepthook
+    sys.excepthook = sys.__excepthook__
+    try:
+        with Foreign(_TOOL):
+            import_module("drgn.cli").run_interactive(made)
+    finally:
+        sys.excepthook = before

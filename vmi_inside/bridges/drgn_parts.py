@@ -36,9 +36,15 @@ KERNEL_HALF: Final = 0xFF00_0000_0000_0000
 _COUNTED: Final = {
     "__per_cpu_offset": "unsigned long",
     "cgroup_subsys": "struct cgroup_subsys *",
+    "hstates": "struct hstate",
     "node_data": "struct pglist_data *",
     "node_states": "nodemask_t",
+    "nr_swapper_spaces": "unsigned int",
+    "stack_pools": "void *",
+    "stack_slabs": "void *",
     "swap_info": "struct swap_info_struct *",
+    "swapper_spaces": "struct address_space *",
+    "timekeeper_data": "struct tk_data",
     "uidhash_table": "struct hlist_head",
     "vm_node_stat": "atomic_long_t",
     "vm_numa_event": "atomic_long_t",
@@ -172,14 +178,14 @@ class Objects:
         types = self._profile.types
         for one in types.ids(name, btf.VAR):
             return self._types.type(one)
+        if name in _COUNTED:
+            element = self._program.type(_COUNTED[name])
+            return self._program.array_type(element, self._profile.room(name) // sizeof(element))
         for text in self._profile.listed_texts(name):
             try:
                 return self._program.type(text)
             except LookupError:
                 continue
-        if name in _COUNTED:
-            element = self._program.type(_COUNTED[name])
-            return self._program.array_type(element, self._profile.room(name) // sizeof(element))
         if name == "tk_core":  # without a name before 6.13 (kernel/time/timekeeping.c)
             return self._keeper()
         return None

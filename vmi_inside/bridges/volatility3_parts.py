@@ -4,13 +4,14 @@ Knows volatility3's interfaces. Imported only where volatility3 is: by `bridges.
 `bridges/volatility3_plugins` when volatility3 itself was told to look there.
 
 Nothing is scanned for and nothing is kept. Where the kernel is and how it is paged was learned when the guest was
-attached; every read goes to the guest's memory anew, and page tables are walked at each read, five levels of them where
-the kernel has five. The symbol table is made in memory of the kernel's own types and symbols.
+attached; every read goes to the guest's memory anew, and page tables are walked anew after a tenth of a second, five
+levels of them where the kernel has five. The symbol table is made in memory of the kernel's own types and symbols.
 """
 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
@@ -25,6 +26,7 @@ from vmi_inside.guest import Guest, attach
 from vmi_inside.linux.symbol_tables import symbol_tables
 from vmi_inside.memory import PhysicalMemory
 from vmi_inside.profile.isf import FORMAT, isf
+from vmi_inside.types import PAGE_SIZE
 
 #: What a guest's location begins with: `vol -f vmi-inside://web01`.
 SCHEME: Final = "vmi-inside:"
@@ -33,6 +35,12 @@ _LOCATION: Final = "automagic.LayerStacker.single_location"
 _MEMORY, _SPACE, _SYMBOLS = "guest_memory", "guest_space", "guest_symbols"
 _HOME: Final = "vmi_inside"
 _READ_LIMIT: Final = 1 << 30
+#: Seconds for which page tables are remembered: plugins read byte by byte, and walking tables takes most of the time.
+_MOMENT: Final = 0.1
+#: Symbols that volatility3 knows by a former name only, under which they are given as well.
+_RENAMED: Final = {
+    "timekeeper_data": "tk_core"
+}  # since 6.17 (kernel/time/timekeeping.c); what is asked for comes first
 #: The release of dwarf2json whose tables have all that plugins ask the release for.
 _AS_GOOD_AS: Final = "0.8.0"
 
@@ -103,7 +111,12 @@ class GuestMemory(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
 
 
 class GuestSpace(intel.LinuxIntel32e):  # type: ignore[misc]
-    """An address space of the guest with four levels of page tables, walked anew at every read."""
+    """An address space of the guest with four levels of page tables: kept for a moment, what they lead to never is."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._entries: dict[int, tuple[int, int]] = {}
+        self._since = 0.0
 
     def read(self, offset: int, length: int, pad: bool = False) -> bytes:
         """Bytes as they are now: nothing that was read before is given again."""
@@ -125,9 +138,19 @@ class GuestSpace(intel.LinuxIntel32e):  # type: ignore[misc]
 
         Raises volatility3's `PagedInvalidAddressException`.
         """
+        now = time.monotonic()
+        if now - self._since > _MOMENT:
+            self._entries.clear()
+            self._since = now
+        page = page_address & self.address_mask & ~(PAGE_SIZE - 1)
+        found = self._entries.get(page)
+        if found is None:
+            found = self._entries[page] = self._walk(page)
+        return found
+
+    def _walk(self, page_address: int) -> tuple[int, int]:
         memory = self._context.layers[self._base_layer]
         entry, position = self._initial_entry, self._initial_position
-        page_address &= self.address_mask
         for name, bits, large in self._structure:
             if not self._page_is_valid(entry):
                 break
@@ -238,5 +261,8 @@ def _enter(context: interfaces.context.ContextInterface, guest: Guest) -> None:
     context.add_layer(layer)
     # Addresses without their sign extension, as everywhere in volatility3.
     told = isf(profile, __version__, symbol_tables(guest.kernel))
+    for name, former in _RENAMED.items():
+        if name in told["symbols"]:
+            told["symbols"].setdefault(former, told["symbols"][name])
     table = GuestSymbols(context, path_join(_HOME, _SYMBOLS), _SYMBOLS, told, layer.address_mask)
     context.symbol_space.append(table)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -61,7 +61,7 @@ class GdbStub:
         self._stops: list[Stop] = []
         self._points: set[tuple[int, int, int]] = set()
         self._current = -1
-        self._physical = False
+        self._physical: bool | None = None  # not known: QEMU keeps it from one connection to the next
         self._running = False
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -129,26 +129,26 @@ class GdbStub:
 
     def read(self, address: int, size: int, *, vcpu: int | None = None) -> bytes:
         """Memory at a guest-physical address; with `vcpu` at a virtual one, as that vCPU sees it. Raises `NoMemory`."""
-        self._view(vcpu)
         parts = []
-        for start in range(address, address + size, _CHUNK):
-            step = min(_CHUNK, address + size - start)
-            answer = self._ask(f"m{start:x},{step:x}")
-            if re.fullmatch(r"E[0-9a-f]{2}", answer):
-                raise NoMemory(start, step)
-            part = self._hex(answer, "memory")
-            if len(part) != step:
-                raise NoMemory(start, step)
-            parts.append(part)
+        with self._view(vcpu):
+            for start in range(address, address + size, _CHUNK):
+                step = min(_CHUNK, address + size - start)
+                answer = self._ask(f"m{start:x},{step:x}")
+                if re.fullmatch(r"E[0-9a-f]{2}", answer):
+                    raise NoMemory(start, step)
+                part = self._hex(answer, "memory")
+                if len(part) != step:
+                    raise NoMemory(start, step)
+                parts.append(part)
         return b"".join(parts)
 
     def write(self, address: int, data: bytes, *, vcpu: int | None = None) -> None:
         """Write memory, as `read` reads it. QEMU knows of such a write: translated code is translated anew."""
-        self._view(vcpu)
-        for start in range(0, len(data), _CHUNK):
-            part = data[start : start + _CHUNK]
-            if self._ask(f"M{address + start:x},{len(part):x}:{part.hex()}") != "OK":
-                raise NoMemory(address + start, len(part))
+        with self._view(vcpu):
+            for start in range(0, len(data), _CHUNK):
+                part = data[start : start + _CHUNK]
+                if self._ask(f"M{address + start:x},{len(part):x}:{part.hex()}") != "OK":
+                    raise NoMemory(address + start, len(part))
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -231,17 +231,29 @@ class GdbStub:
             self._expect_ok(f"Hg{self.threads[vcpu]}", f"look at vCPU {vcpu}")
             self._current = vcpu
 
-    def _view(self, vcpu: int | None) -> None:
-        """See memory as a vCPU does, or as the bus does."""
-        physical = vcpu is None
+    @contextmanager
+    def _view(self, vcpu: int | None) -> Iterator[None]:
+        """See memory as a vCPU does, or for as long as the block lasts as the bus does.
+
+        Not for longer: QEMU goes on so for whoever connects next, whose debugger would take physical addresses for
+        virtual ones and find zeros for code.
+        """
+        self._see(vcpu is None)
+        try:
+            if vcpu is not None:
+                self._select(vcpu)
+            yield
+        finally:
+            if self._physical:
+                self._see(False)
+
+    def _see(self, physical: bool) -> None:
         if physical != self._physical:
-            if self._ask(f"Qqemu.PhyMemMode:{int(physical)}") != "OK":
+            if self._ask(f"Qqemu.PhyMemMode:{int(physical)}") != "OK" and (physical or self._physical):
                 raise Unsupported(
                     f"{self.name}: QEMU's gdb stub has no physical addresses; QEMU 4.1 or later is needed"
                 )
             self._physical = physical
-        if vcpu is not None:
-            self._select(vcpu)
 
     def _expect_ok(self, command: str, what: str) -> None:
         answer = self._ask(command)

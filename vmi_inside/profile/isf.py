@@ -127,6 +127,11 @@ class _Types:
         }
         every = [(one, self._types.record(one)) for one in range(1, self._types.end_id)]
         taken: set[str] = set()
+        # A type without a name has that of the typedef it was made for, as `kernel_cap_t` since 6.3.
+        typedefs: dict[int, str] = {}
+        for _, record in every:
+            if record.kind == btf.TYPEDEF:
+                typedefs.setdefault(record.last, record.name)
         for one, record in every:
             if record.kind == btf.VAR:
                 self.variables.setdefault(record.name, record.last)
@@ -134,7 +139,7 @@ class _Types:
                 base.setdefault(record.name, _base(record))
             elif record.kind in _KINDS:
                 # Builds have several structs of one name, local to their files: the first keeps it.
-                name = record.name or f"unnamed_{one:x}"
+                name = record.name or typedefs.get(one) or f"unnamed_{one:x}"
                 self._names[one] = name if name not in taken else f"{name}_{one:x}"
                 taken.add(name)
         user = {
