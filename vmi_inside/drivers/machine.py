@@ -127,6 +127,7 @@ class QemuMachine:
         self._ran = True
         if _FOLDER in self._stub():
             self._hmp("gdbserver none")
+        _sweep(_base())
 
     def _connect(self, path: str) -> GdbStub:
         stub = GdbStub(path, self.name, layout=self._layout, on_run=self._runs)
@@ -158,7 +159,7 @@ class QemuMachine:
 
     def _folder(self) -> str:
         """A folder that only its owner can enter; the owner is QEMU's user, where that is another one."""
-        base = "/run" if os.access("/run", os.W_OK) else os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        base = _base()
         _sweep(base)
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=base)
         with suppress(OSError), open(f"/proc/{self.pid}/status") as status:
@@ -166,6 +167,10 @@ class QemuMachine:
             if int(ids["Uid"]) != os.geteuid():
                 os.chown(folder, int(ids["Uid"]), int(ids["Gid"]))
         return folder
+
+
+def _base() -> str:
+    return "/run" if os.access("/run", os.W_OK) else os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
 
 
 def _sweep(base: str) -> None:
