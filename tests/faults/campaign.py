@@ -99,26 +99,36 @@ class Campaign:
     def round(self, command: str, fault: Fault) -> Round:
         """One round of that command with that fault."""
         world = self.world
-        world.fresh()
-        for path in (world.folder / "dump").iterdir():
-            path.unlink()
+        self._calibrate(command)
+        self._prepare()
         away = small_file_system(world.state) if fault.name == "disk full" else None
         try:
             if command in BEFORE:
                 self._act(COMMANDS[BEFORE[command]](world), 0, None)
-            if command not in self._steps:
-                code, said, steps, _, _ = self._act(COMMANDS[command](world), 0, None)
-                if code:
-                    raise LabError(f"{command} fails without any fault: {said}")
-                self._steps[command] = steps
-                world.afterwards()
-                return self.round(command, fault)
             chosen = self._random.randint(1, max(self._steps[command], 1))
             made = self._faulty(command, fault, chosen)
         finally:
             if away is not None:
                 away()
         return made
+
+    def _prepare(self) -> None:
+        self.world.fresh()
+        for path in (self.world.folder / "dump").iterdir():
+            path.unlink()
+
+    def _calibrate(self, command: str) -> None:
+        """Learn how many steps a command has when nothing happens."""
+        if command in self._steps:
+            return
+        self._prepare()
+        if command in BEFORE:
+            self._act(COMMANDS[BEFORE[command]](self.world), 0, None)
+        code, said, steps, _, _ = self._act(COMMANDS[command](self.world), 0, None)
+        wrong = self.world.afterwards()
+        if code or wrong:
+            raise LabError(f"{command} fails without any fault: {said} {wrong}")
+        self._steps[command] = steps
 
     def _faulty(self, command: str, fault: Fault, chosen: int) -> Round:
         world = self.world

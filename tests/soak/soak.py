@@ -83,21 +83,22 @@ def soak(guest: vmi_inside.Guest, load: Load, seconds: float, turn: float = TURN
     made = Soak(guest.kernel.profile.release)
     took: dict[str, list[float]] = {}
     started = time.monotonic()
+    pid = next(row.pid for row in guest.processes(columns=("pid", "name")) if row.name == "busy")
     while time.monotonic() - started < seconds or not made.read:
-        made.alone.append(_during(load, turn, lambda: time.sleep(turn)))
+        made.alone.append(_during(load, lambda: time.sleep(turn)))
 
         def reading() -> None:
             until = time.monotonic() + turn
             while time.monotonic() < until:
-                made.samples.append(_round(guest, load, started, made.errors, took))
+                made.samples.append(_round(guest, pid, started, made.errors, took))
                 time.sleep(pace)
 
-        made.read.append(_during(load, turn, reading))
+        made.read.append(_during(load, reading))
     made.slowest = {name: statistics.median(ms) for name, ms in took.items()}
     return made
 
 
-def _during(load: Load, _: float, work: Callable[[], None]) -> tuple[float, float]:
+def _during(load: Load, work: Callable[[], None]) -> tuple[float, float]:
     before, began = load.done(), time.monotonic()
     work()
     after, ended = load.done(), time.monotonic()
@@ -106,7 +107,7 @@ def _during(load: Load, _: float, work: Callable[[], None]) -> tuple[float, floa
 
 
 def _round(
-    guest: vmi_inside.Guest, load: Load, started: float, errors: dict[str, int], took: dict[str, list[float]]
+    guest: vmi_inside.Guest, pid: int, started: float, errors: dict[str, int], took: dict[str, list[float]]
 ) -> Sample:
     began = time.monotonic()
 
@@ -126,8 +127,8 @@ def _round(
     tried("info", guest.info)
     tried("check", guest.check)
     tried("snapshot", guest.snapshot)
-    deny = tried("deny", lambda: guest.deny("network", pid=load.pid, children=True))
-    allow = tried("allow", lambda: guest.allow("network", pid=load.pid))
+    deny = tried("deny", lambda: guest.deny("network", pid=pid, children=True))
+    allow = tried("allow", lambda: guest.allow("network", pid=pid))
     return Sample(
         time.monotonic() - started, time.monotonic() - began, resident(), len(os.listdir("/proc/self/fd")),
         deny.seconds * 1e3 if deny else 0.0, allow.seconds * 1e3 if allow else 0.0,

@@ -3,7 +3,8 @@
 Knows entries and their states, as records of the store tell them. Writing to guests is left to `transaction`.
 
 An entry's records: `begin`, with the writes that are planned; one `writes` for each group of writes, before they are
-made; then `done`, or `put back`, or `broken`. An entry with none of these three was left by a controller that died.
+made; a `note` where there is more to say meanwhile; then `done`, or `put back`, or `broken`. An entry with none of
+these three was left by a controller that died.
 
 What is planned gets to the disk before the guest is paused. In the pause a record only says that it is made now, and
 need not get there at once: it outlives a controller that dies, and a host that dies takes the guest along.
@@ -24,6 +25,7 @@ State = Literal["open", "done", "put back", "broken", "undone"]
 #: The records that end an entry.
 _ENDS: Final[dict[str, State]] = {"done": "done", "put back": "put back", "broken": "broken"}
 UNDO: Final = "undo"
+_NOTE: Final = "note"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class Journal:
                 continue
             if event == "writes":
                 entry.writes += tuple(_writes(record.get("writes"), entry.planned))
+            elif event == _NOTE and isinstance(record.get("detail"), dict):
+                entry.detail = record["detail"]
             elif event in _ENDS:
                 entry.state = _ENDS[str(event)]
                 if isinstance(record.get("detail"), dict):
@@ -148,6 +152,10 @@ class Journal:
         foreseen = all((one.space, one.address, len(one.new)) in places for one in new)
         self._store.append({"id": entry.id, "event": "writes", "writes": told}, sync=not foreseen)
         entry.writes += new
+
+    def note(self, entry: Entry) -> None:
+        """What its detail says by now, for who finds the entry open. It gets to the disk with the next `sync`."""
+        self._store.append({"id": entry.id, "event": _NOTE, "detail": entry.detail}, sync=False)
 
     def end(self, entry: Entry, state: State, *, sync: bool = True) -> None:
         """How the entry ended: done, put back or broken. Without `sync` it gets to the disk with the next `sync`."""
