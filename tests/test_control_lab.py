@@ -588,7 +588,7 @@ def test_a_call_that_waits_for_a_lock(lab: LabGuest, guest: vmi_inside.Guest) ->
     guest.memory.write(place.pa, (1).to_bytes(8, "little"))  # type: ignore[attr-defined]  # held, by nobody
     try:
         for _ in range(2):
-            with pytest.raises(Unsafe, match="has not returned in 0.3 s, and the vCPU was put back"):
+            with pytest.raises(Unsafe, match=r"has not returned in 0\.3 s, and the vCPU was put back"):
                 guest.call("_raw_spin_lock", word, timeout=0.3)
     finally:
         guest.memory.write(place.pa, before.to_bytes(8, "little"))  # type: ignore[attr-defined]

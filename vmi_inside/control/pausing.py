@@ -161,7 +161,10 @@ class Pausing:
         if watcher is not None and watcher.stdin is not None:
             with suppress(OSError):
                 watcher.stdin.close()
-            watcher.wait()
+            if self._freed and self._ended:
+                watcher.wait()
+            else:  # it has to see to the guest, which may take it minutes
+                watcher.returncode = 0
 
     @contextmanager
     def _readiness(self) -> Iterator[Callable[[], AbstractContextManager[Debugger]]]:
