@@ -39,7 +39,8 @@ COMMANDS: Final[dict[str, Callable[[World], list[str]]]] = {
 #: Commands that need another one done before.
 BEFORE: Final = {"allow": "deny"}
 _HANGS: Final = 90.0
-_CODES: Final = {one.code for one in EXITS} | {128 + 15, -9}
+#: SIGTERM ends a command that holds nothing as it ends any other.
+_CODES: Final = {one.code for one in EXITS} | {128 + 15, -15, -9}
 
 
 def target(world: World) -> list[str]:
@@ -224,6 +225,6 @@ def _line(fd: int, deadline: float) -> str:
 
 
 def _one_line(said: str) -> bool:
-    """Whether an error is said in one line; notices that libvirt marks the domain, or of a late rescue, are others."""
+    """Whether an error is said in one line; notices are others."""
     lines = [line for line in said.splitlines() if line.strip()]
-    return len([line for line in lines if not re.search(r"tainted|older kernel|found:", line)]) <= 1 <= len(lines)
+    return len([line for line in lines if not re.search(r"tainted|older kernel|was let go by its debugger", line)]) <= 1 <= len(lines)

@@ -24,15 +24,13 @@ from tests.faults.world import World
 class Fault:
     """One: `happen(world, pid of the controller)` gives what ends it, which is called when the command has ended.
 
-    `fatal` says that the guest does not live through it, `silent` that the controller does not and can say nothing,
-    `ends_late` that it is to be ended after some seconds, though the command has not ended.
+    `fatal` says that the guest does not live through it, `silent` that the controller does not, and need say nothing.
     """
 
     name: str
     happen: Callable[[World, int], Callable[[], None] | None]
     fatal: bool = False
     silent: bool = False
-    ends_late: float = 0.0
 
 
 def _quiet(work: Callable[[], Any]) -> None:
@@ -59,9 +57,7 @@ def _reset(world: World, _: int) -> None:
 
 def _panic(world: World, _: int) -> None:
     """It comes when the guest runs."""
-    threading.Thread(
-        target=lambda: suppress(Exception).__enter__() or _ask(world, "echo c >/proc/sysrq-trigger"), daemon=True
-    ).start()
+    threading.Thread(target=_ask, args=(world, "echo c >/proc/sysrq-trigger"), daemon=True).start()
     time.sleep(0.05)
 
 
@@ -132,7 +128,7 @@ FAULTS: Final = {
         Fault("libvirtd hangs 1 s", _daemon_hangs(1)),
         Fault("libvirtd hangs", _daemon_hangs(60)),
         Fault("disk full", _disk_full),
-        Fault("SIGTERM", _signalled(signal.SIGTERM)),
+        Fault("SIGTERM", _signalled(signal.SIGTERM), silent=True),
         Fault("SIGINT", _signalled(signal.SIGINT)),
         Fault("SIGKILL", _signalled(signal.SIGKILL), silent=True),
     )
