@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import vmi_inside
+from tests.kernel_text import kernel_text
 from tests.lab.guest import LabGuest
 from vmi_inside.control.gates.entries import find_entry
 from vmi_inside.control.gates.place import spare_words
@@ -91,16 +92,8 @@ class Arena:
         return {fd: what for (fd, what), seen in Counter(re.findall(r"(\d+) -> (\S+)", told)).items() if seen == 4}
 
     def text(self) -> np.ndarray:
-        """The kernel's text, with zeros where the kernel itself patches it while it runs (struct jump_entry)."""
-        kernel = self.guest.kernel
-        start, end = kernel.symbol("_stext"), kernel.symbol("_etext")
-        text = np.frombuffer(kernel.space.read(start, end - start), dtype=np.uint8).copy()
-        first, last = kernel.symbol("__start___jump_table"), kernel.symbol("__stop___jump_table")
-        entries = np.frombuffer(kernel.space.read(first, last - first), dtype="<i4").reshape(-1, 4)
-        place = (first - start) + 16 * np.arange(len(entries)) + entries[:, 0]  # `code` is relative to itself
-        for at in place[(place >= 0) & (place < len(text))].tolist():
-            text[at : at + 5] = 0
-        return text
+        """The kernel's text, but for what the kernel itself patches."""
+        return kernel_text(self.guest.kernel)
 
     def complaints(self) -> list[str]:
         said = self.lab.ask("dmesg")
@@ -391,6 +384,21 @@ def test_a_vcpu_at_the_entry_that_is_to_be_gated(here: Arena) -> None:
         guest.deny("network", pid=pid)
     refused(here.during("one")[0], NETWORK)
     guest.allow("network", pid=pid)
+    went_on(here.during("one")[0], (*NETWORK, *LOCAL))
+
+
+def test_a_vcpu_inside_the_function_that_is_gated(one_kernel: Arena) -> None:
+    here, guest = one_kernel, one_kernel.guest
+    pid = here.start("one")
+    entry = find_entry(guest.kernel, "security_socket_sendmsg")
+    assert entry is not None
+    with guest.paused():
+        stop_at(guest, entry.behind)  # it has gone by what becomes the jump
+        guest.deny("network", pid=pid)
+    refused(here.during("one")[0], NETWORK)
+    with guest.paused():
+        stop_at(guest, entry.behind)
+        guest.allow("network", pid=pid)
     went_on(here.during("one")[0], (*NETWORK, *LOCAL))
 
 

@@ -129,7 +129,7 @@ FAULTS: Final = {
         Fault("libvirtd hangs", _daemon_hangs(60)),
         Fault("disk full", _disk_full),
         Fault("SIGTERM", _signalled(signal.SIGTERM), silent=True),
-        Fault("SIGINT", _signalled(signal.SIGINT)),
+        Fault("SIGINT", _signalled(signal.SIGINT), silent=True),
         Fault("SIGKILL", _signalled(signal.SIGKILL), silent=True),
     )
 }
