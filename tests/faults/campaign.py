@@ -227,8 +227,5 @@ def _line(fd: int, deadline: float) -> str:
 def _one_line(said: str) -> bool:
     """Whether an error is said in one line; notices are others."""
     lines = [line for line in said.splitlines() if line.strip()]
-    return (
-        len([line for line in lines if not re.search(r"tainted|older kernel|was let go by its debugger", line)])
-        <= 1
-        <= len(lines)
-    )
+    errors = [line for line in lines if not re.search(r"tainted|older kernel|was let go by its debugger", line)]
+    return len(errors) <= 1 <= len(lines)
