@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from tests.lab.guest import LabGuest, Shape
 from tests.lab.libvirt import Daemon
 
 #: What is tried in each short run, beside what comes by chance: a gate that is being placed.
-ALWAYS = ("QEMU is killed", "panics", "SIGKILL", "SIGTERM", "resumed by another")
-SECONDS, ROUNDS = 20, 12
+ALWAYS = ("QEMU is killed", "panics", "SIGKILL")
+SECONDS, ROUNDS = 10, 6
+#: Those that cost no long waits; all of them with VMI_FAULTS_ALL in the environment.
+DEEDS = tuple(MISDEEDS) if os.environ.get("VMI_FAULTS_ALL") else ("late", "rubbish", "a list")
 
 
 def test_a_short_campaign(lab: Daemon, tmp_path: Path) -> None:
@@ -30,7 +33,7 @@ def test_a_short_campaign(lab: Daemon, tmp_path: Path) -> None:
         wrong = [one for name in ALWAYS if (one := campaign.round("deny", FAULTS[name])).wrong]
         # A daemon that hangs or restarts is the other tests', too; it takes long.
         names = [name for name in FAULTS if "libvirtd" not in name]
-        campaign.run(SECONDS, ROUNDS, ("deny", "allow", "kill", "limit", "regs"), names)
+        campaign.run(SECONDS, ROUNDS, ("deny", "kill", "limit"), names)
     finally:
         guest.destroy()
     assert not [one for one in (*wrong, *campaign.rounds) if one.wrong]
@@ -41,7 +44,7 @@ def test_a_monitor_that_misbehaves(lab_qemu: Callable[..., LabGuest], tmp_path: 
     proxy = Proxy(tmp_path / "qmp", Path(lab.target.removeprefix("qmp:")))
     pid = int(lab.ask("sleep 100000 </dev/null >/dev/null 2>&1 & echo $!"))
     try:
-        for number, misdeed in enumerate(MISDEEDS):
+        for number, misdeed in enumerate(DEEDS):
             state = tmp_path / str(number)
             code, said = _misled(proxy, lab, misdeed, 10 + 5 * number, pid, state)
             assert code in (0, 1, 10, 12, 15), (misdeed, code, said)
@@ -60,8 +63,6 @@ def _misled(
     proxy: Proxy, lab: LabGuest, misdeed: str, step: int, pid: int, state: Path, command: str = "deny"
 ) -> tuple[int, str]:
     """Exit code and stderr of a command whose monitor misbehaves from a step on."""
-    import os
-
     out, told = os.pipe()
     into, go = os.pipe()
     environment = {**os.environ, "XDG_STATE_HOME": str(state), "FAULTS_QEMU": str(lab.pid)}

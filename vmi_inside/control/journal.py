@@ -16,10 +16,10 @@ import getpass
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from vmi_inside.control.store import Store
+from vmi_inside.control.store import Seen, Store
 
 State = Literal["open", "done", "put back", "broken", "undone"]
 #: The records that end an entry.
@@ -82,15 +82,20 @@ class Entry:
 
 
 class Journal:
-    """The entries of one guest, read anew each time."""
+    """The entries of one guest. What was read once is not read again: a journal only grows."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._found: dict[int, Entry] = {}
+        self._seen = Seen()
 
     def entries(self) -> list[Entry]:
         """All of them, the oldest first. Records that make no sense are left out."""
-        found: dict[int, Entry] = {}
-        for record in self._store.lines():
+        records, self._seen = self._store.news(self._seen)
+        if not self._seen.on:
+            self._found = {}
+        found = self._found
+        for record in records:
             number, event = record.get("id"), record.get("event")
             if not isinstance(number, int):
                 continue
@@ -118,7 +123,7 @@ class Journal:
             undone = found.get(entry.detail.get("undoes", -1)) if entry.kind == UNDO and entry.state == "done" else None
             if undone is not None and undone.state == "done":
                 undone.state = "undone"
-        return list(found.values())
+        return [replace(entry, detail=dict(entry.detail)) for entry in found.values()]
 
     def find(self, number: int) -> Entry | None:
         """One entry."""
@@ -171,8 +176,8 @@ def _writes(told: object, planned: Sequence[Write] = ()) -> Iterable[Write]:
     """Writes from a record: each whole, or a planned one's number."""
     for one in told if isinstance(told, list) else []:
         try:
-            yield planned[range(len(planned))[one]] if isinstance(one, int) else Write.from_json(one)
-        except (ValueError, IndexError):
+            yield planned[one] if one in range(len(planned)) else Write.from_json(one)
+        except ValueError:
             continue
 
 
