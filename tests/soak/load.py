@@ -13,7 +13,7 @@ from tests.lab.guest import LabGuest
 #: What `exercise` counts that goes through the network.
 NETWORK: Final = ("tcp4", "tcp6", "udp4", "udp6")
 _SPIN: Final = (
-    "(exec nice sh -c 'i=0; while :; do i=$((i+1)); case $i in *000) echo $i >/run/spun; esac; done') "
+    "(exec sh -c 'i=0; while :; do i=$((i+1)); case $i in *000) echo $i >/run/spun; esac; done') "
     ">/dev/null 2>&1 </dev/null & echo $! >/run/spinner"
 )
 
