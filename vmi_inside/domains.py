@@ -54,7 +54,7 @@ _POLL: Final = 0.001
 _RECONNECTS: Final = 25
 _RECONNECT: Final = 0.2
 #: Seconds for which a guest stands and libvirt is waited for to let it go: there are other ways.
-_RESUME: Final = 2.0
+_BRIEF: Final = 2.0
 
 # virsh's words for virDomainState, by its value.
 #: What libvirt calls those of its drivers whose domains can be attached to.
@@ -168,47 +168,53 @@ class DomainLevers:
         """See `Levers`."""
         self._call(lambda domain: domain.suspend())
 
-    def resume(self, *, ran: bool = True) -> None:
+    def resume(self, *, ran: bool = True, brief: bool = False) -> None:
         """See `Levers`."""
-        if self._asked and (ran or not self._heard()):
-            self._settle()
-            self._go()
+        seconds = _BRIEF if brief else None
+        if self._asked and (ran or not self._heard(seconds)):
+            self._settle(seconds)
+            self._go(seconds)
             if "running" not in self._settle():
                 self.hmp("cont")
         else:
-            self._go()
+            self._go(seconds)
 
-    def _go(self) -> None:
+    def _go(self, seconds: float | None) -> None:
         try:
-            self._call(lambda domain: domain.resume(), seconds=_RESUME)
+            self._call(lambda domain: domain.resume(), seconds)
         except GuestGone:
             if self._state() != "running":  # somebody else has let it go
                 raise
 
-    def _stands(self) -> bool:
-        return self._state() in ("paused", "crashed", "pmsuspended")
+    def _stands(self, seconds: float | None = None) -> bool:
+        return self._state(seconds) in ("paused", "crashed", "pmsuspended")
 
-    def _state(self) -> str:
-        state, _ = self._call(lambda domain: domain.state())
+    def _state(self, seconds: float | None = None) -> str:
+        state, _ = self._call(lambda domain: domain.state(), seconds)
         return _STATES[state] if state < len(_STATES) else ""
 
-    def _heard(self) -> bool:
+    def _heard(self, seconds: float | None) -> bool:
         """Whether libvirt has heard by now that the machine, which a debugger has stopped, stands."""
         for _ in range(_POLLS):
-            if self._stands():
+            if self._stands(seconds):
                 return True
             time.sleep(_POLL)
         return False
 
-    def _settle(self) -> str:
+    def _settle(self, seconds: float | None = None) -> str:
         """What QEMU says of its state. libvirt has heard of all that happened before, when this returns."""
-        return self.hmp("info status")
+        return self._monitor("info status", seconds)
 
     def hmp(self, command: str) -> str:
         """See `Levers`."""
+        return self._monitor(command)
+
+    def _monitor(self, command: str, seconds: float | None = None) -> str:
         self._asked = True
         flags = self._qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-        return str(self._call(lambda domain: self._qemu.qemuMonitorCommand(domain, command, flags))).replace("\r", "")
+        return str(self._call(lambda domain: self._qemu.qemuMonitorCommand(domain, command, flags), seconds)).replace(
+            "\r", ""
+        )
 
     def close(self) -> None:
         """See `Levers`."""
