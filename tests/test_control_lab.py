@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from vmi_inside.control.gates.place import spare_words
 
 import vmi_inside
 from tests.lab.guest import LabGuest
 from vmi_inside.control import machine
 from vmi_inside.control.borrow import borrow
 from vmi_inside.control.groups import in_cgroup, in_group
+from vmi_inside.control.places import KERNEL, pieces
 from vmi_inside.errors import Busy, Conflict, ControlError, MemoryFault, NotUndoable, Unsafe, Unsupported, VmiError
 
 ROOT = Path(__file__).parents[1]
@@ -577,6 +579,23 @@ def test_a_function_that_does_not_return(lab: LabGuest, guest: vmi_inside.Guest)
             vcpu.call(spin, timeout=0.5)
         change.code(spin, before)
     assert uid(lab) == "0"
+    assert healthy(lab)
+
+
+def test_a_call_that_waits_for_a_lock(lab: LabGuest, guest: vmi_inside.Guest) -> None:
+    word, before = next(iter(spare_words(guest.kernel)))
+    [place] = pieces(guest.kernel, KERNEL, word, 8)
+    guest.memory.write(place.pa, (1).to_bytes(8, "little"))  # type: ignore[attr-defined]  # held, by nobody
+    try:
+        for _ in range(2):
+            with pytest.raises(Unsafe, match=r"has not returned in 0\.3 s, and the vCPU was put back"):
+                guest.call("_raw_spin_lock", word, timeout=0.3)
+    finally:
+        guest.memory.write(place.pa, before.to_bytes(8, "little"))  # type: ignore[attr-defined]
+    assert [entry.state for entry in guest.journal()] == ["put back", "put back"]
+    assert guest.call("get_random_u32") >= 0
+    for _ in range(20):  # tasks change on every CPU
+        assert ticks(lab)
     assert healthy(lab)
 
 

@@ -73,6 +73,39 @@ def test_only_its_owner_may_look(store: Store) -> None:
         store.lines()
 
 
+def test_a_journal_is_read_on_from_where_it_was(store: Store) -> None:
+    mine, other = Journal(store), Journal(store)
+    assert mine.entries() == []
+    first = mine.begin("write", "one", "boot", {})
+    assert [entry.state for entry in mine.entries()] == ["open"]
+    mine.entries()[0].state = "broken"  # what is given is the caller's
+    other.end(other.entries()[0], "done")
+    second = other.begin("write", "two", "boot", {})
+    assert [(entry.id, entry.state) for entry in mine.entries()] == [(first.id, "done"), (second.id, "open")]
+    with open(store.path("journal"), "ab") as file:
+        file.write(b'{"id":2,"event":"do')  # torn: it is read when it is whole
+    assert mine.entries()[1].state == "open"
+    with open(store.path("journal"), "ab") as file:
+        file.write(b'ne"}\n')
+    assert mine.entries()[1].state == "done"
+    kept = store.path("journal").read_bytes().splitlines(keepends=True)
+    store.path("journal").unlink()
+    store.append(json.loads(kept[0]))  # another file, as when it was put aside
+    assert [(entry.id, entry.state) for entry in mine.entries()] == [(first.id, "open")]
+
+
+def test_what_is_planned_is_written_by_its_number(store: Store) -> None:
+    one, moved = Write(0x1000, b"ab", b"cd"), Write(0x2000, b"12", b"34", code=True)
+    journal = Journal(store)
+    entry = journal.begin("gate", "why", "boot", {}, planned=[one, moved])
+    assert journal.entries()[0].writes == ()  # planned is not made
+    journal.writes(entry, [Write(0x2000, b"56", b"34", code=True), one])
+    assert [record.get("writes") for record in store.lines()][1][1] == 0
+    assert journal.entries()[0].writes == (Write(0x2000, b"56", b"34", code=True), one)
+    store.append({"id": entry.id, "event": "writes", "writes": [7, -1, "x"]})  # of no plan
+    assert Journal(store).entries()[0].writes == (Write(0x2000, b"56", b"34", code=True), one)
+
+
 def test_what_others_own_is_not_trusted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.append({"id": 1})
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)

@@ -16,7 +16,6 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -52,6 +51,11 @@ SLOW: Final = "the domain's memory is read through libvirt, which is slow"
 #: libvirt is asked so often, so many seconds apart, whether it has heard that a machine stands.
 _POLLS: Final = 1000
 _POLL: Final = 0.001
+#: A broken connection is made anew so often, so many seconds apart.
+_RECONNECTS: Final = 25
+_RECONNECT: Final = 0.2
+#: Seconds for which a guest stands and libvirt is waited for to let it go: there are other ways.
+_BRIEF: Final = 2.0
 
 # virsh's words for virDomainState, by its value.
 #: What libvirt calls those of its drivers whose domains can be attached to.
@@ -147,11 +151,15 @@ class DomainLevers:
     def __init__(self, domain: Domain) -> None:
         self._libvirt, self._qemu = _libvirt(), _libvirt("libvirt_qemu")
         self._name, self._uri = domain.name, domain.uri
+        self._uuid = domain.uuid
         self._bounded = Bounded()
         with _errors(domain.uri):
-            self._connection = self._bounded.run(partial(_connect, domain.uri, write=True))
-            self._domain = self._bounded.run(_lookup, self._connection, domain.uuid)
+            self._bounded.run(self._open)
         self._asked = False  # whether the monitor was used: then the machine may have stopped behind libvirt's back
+
+    def _open(self) -> None:
+        self._connection = _connect(self._uri, write=True)
+        self._domain = _lookup(self._connection, self._uuid)
 
     def paused(self) -> bool:
         """See `Levers`. A domain that crashed or is asleep stands still, too."""
@@ -161,49 +169,72 @@ class DomainLevers:
 
     def pause(self) -> None:
         """See `Levers`."""
-        self._call(self._domain.suspend)
+        self._call(lambda domain: domain.suspend())
 
-    def resume(self, *, ran: bool = True) -> None:
+    def resume(self, *, ran: bool = True, brief: bool = False) -> None:
         """See `Levers`."""
-        if self._asked and (ran or not self._heard()):
-            self._settle()
-            self._call(self._domain.resume)
+        seconds = _BRIEF if brief else None
+        if self._asked and (ran or not self._heard(seconds)):
+            self._settle(seconds)
+            self._go(seconds)
             if "running" not in self._settle():
                 self.hmp("cont")
         else:
-            self._call(self._domain.resume)
+            self._go(seconds)
 
-    def _stands(self) -> bool:
-        state, _ = self._call(self._domain.state)
-        return _STATES[state] in ("paused", "crashed", "pmsuspended") if state < len(_STATES) else False
+    def _go(self, seconds: float | None) -> None:
+        try:
+            self._call(lambda domain: domain.resume(), seconds)
+        except GuestGone:
+            if self._state() != "running":  # somebody else has let it go
+                raise
 
-    def _heard(self) -> bool:
+    def _stands(self, seconds: float | None = None) -> bool:
+        return self._state(seconds) in ("paused", "crashed", "pmsuspended")
+
+    def _state(self, seconds: float | None = None) -> str:
+        state, _ = self._call(lambda domain: domain.state(), seconds)
+        return _STATES[state] if state < len(_STATES) else ""
+
+    def _heard(self, seconds: float | None) -> bool:
         """Whether libvirt has heard by now that the machine, which a debugger has stopped, stands."""
         for _ in range(_POLLS):
-            if self._stands():
+            if self._stands(seconds):
                 return True
             time.sleep(_POLL)
         return False
 
-    def _settle(self) -> str:
+    def _settle(self, seconds: float | None = None) -> str:
         """What QEMU says of its state. libvirt has heard of all that happened before, when this returns."""
-        return self.hmp("info status")
+        return self._monitor("info status", seconds)
 
     def hmp(self, command: str) -> str:
         """See `Levers`."""
+        return self._monitor(command)
+
+    def _monitor(self, command: str, seconds: float | None = None) -> str:
         self._asked = True
         flags = self._qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
-        return str(self._call(self._qemu.qemuMonitorCommand, self._domain, command, flags)).replace("\r", "")
+        return str(self._call(lambda domain: self._qemu.qemuMonitorCommand(domain, command, flags), seconds)).replace(
+            "\r", ""
+        )
 
     def close(self) -> None:
         """See `Levers`."""
-        with suppress(TimeoutError):
-            self._bounded.run(self._connection.close)
+        try:
+            self._bounded.run(self._hang_up)
+        except TimeoutError:
+            self._bounded.keep(self._domain, self._connection)
         self._bounded.close()
 
-    def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+    def _hang_up(self) -> None:
+        self._domain = None  # the connection ends with the last of what was had from it
+        with suppress(self._libvirt.libvirtError):
+            self._connection.close()
+
+    def _call(self, work: Callable[[Any], Any], seconds: float | None = None) -> Any:
         try:
-            return self._bounded.run(work, *arguments)
+            return self._bounded.run(self._again, work, seconds=seconds)
         except TimeoutError as error:
             raise Busy(f"{self._name}: libvirt's daemon: {error}; it hangs, or is stopped") from error
         except self._libvirt.libvirtError as error:
@@ -213,6 +244,19 @@ class DomainLevers:
             if error.get_error_code() == self._libvirt.VIR_ERR_OPERATION_TIMEOUT:
                 raise Busy(f"{self._name}: libvirt is busy with the domain: {error.get_error_message()}") from error
             raise _translated(self._libvirt, error, self._uri) from error
+
+    def _again(self, work: Callable[[Any], Any]) -> Any:
+        """Do it; once more with another connection where this one is broken, as when the daemon was restarted."""
+        for left in reversed(range(_RECONNECTS)):
+            try:
+                return work(self._domain)
+            except self._libvirt.libvirtError:
+                if not left or self._connection.isAlive():
+                    raise
+            time.sleep(_RECONNECT)
+            with suppress(self._libvirt.libvirtError):
+                self._open()
+        raise AssertionError("the last time ends the loop")
 
 
 def open_machine(domain: Domain, memory: object = None) -> QemuMachine | XenMachine:

@@ -418,10 +418,12 @@ def _watch(target: str, connect: str | None, writable: bool) -> subprocess.Popen
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = f"import sys; sys.path.insert(0, {root!r}); from vmi_inside.rescue import main; main()"
     words = [target, connect or "", "writable" if writable else ""]
-    # In a session of its own: a Ctrl-C is for us, and a terminal that is closed must not end it.
+    # In a session of its own: a Ctrl-C is for us, and a terminal that is closed must not end it. It may live on for
+    # some time after us, when nobody is to wait for the ends of our pipes: what it has to say goes to the system's log.
     return subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+        [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import syslog
 import time
 import warnings
 from typing import Final
@@ -41,6 +42,7 @@ def _rescue(target: str, connect: str, writable: str) -> None:
             return  # there is nobody left to be let go
         except VmiError as error:
             if not left:
-                sys.stderr.write(f"vmi-inside: {target}: its controller died, and it could not be let go: {error}\n")
+                told = f"{target}: its controller died, and it could not be let go: {error}"
+                syslog.syslog(syslog.LOG_ERR, f"vmi-inside: {told}")
                 return
         time.sleep(_WAIT)  # as when libvirt's daemon is restarted, or another command is at it

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 import vmi_inside
+from tests.kernel_text import kernel_text
 from tests.lab.guest import LabGuest
 from vmi_inside.control.gates.standing import Site
 from vmi_inside.linux.gated import AREA_SIZE
@@ -80,16 +81,8 @@ class Arena:
         return {fd: what for (fd, what), seen in Counter(re.findall(r"(\d+) -> (\S+)", told)).items() if seen == 4}
 
     def text(self) -> np.ndarray:
-        """The kernel's text, with zeros where the kernel itself patches it while it runs (struct jump_entry)."""
-        kernel = self.guest.kernel
-        start, end = kernel.symbol("_stext"), kernel.symbol("_etext")
-        text = np.frombuffer(kernel.space.read(start, end - start), dtype=np.uint8).copy()
-        first, last = kernel.symbol("__start___jump_table"), kernel.symbol("__stop___jump_table")
-        entries = np.frombuffer(kernel.space.read(first, last - first), dtype="<i4").reshape(-1, 4)
-        place = (first - start) + 16 * np.arange(len(entries)) + entries[:, 0]  # `code` is relative to itself
-        for at in place[(place >= 0) & (place < len(text))].tolist():
-            text[at : at + 5] = 0
-        return text
+        """The kernel's text, but for what the kernel itself patches."""
+        return kernel_text(self.guest.kernel)
 
     def complaints(self) -> list[str]:
         said = self.lab.ask("dmesg")

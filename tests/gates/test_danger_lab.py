@@ -42,6 +42,19 @@ def test_a_vcpu_at_the_entry_that_is_to_be_gated(here: Arena) -> None:
     went_on(here.during("one")[0], (*NETWORK, *LOCAL))
 
 
+def test_a_vcpu_inside_the_function_that_is_gated(one_kernel: Arena) -> None:
+    here, guest = one_kernel, one_kernel.guest
+    pid = here.start("one")
+    entry = find_entry(guest.kernel, "security_socket_sendmsg")
+    assert entry is not None
+    with guest.paused():
+        stop_at(guest, entry.behind)  # it has gone by what becomes the jump
+        guest.deny("network", pid=pid)
+    refused(here.during("one")[0], NETWORK)
+    guest.allow("network", pid=pid)
+    went_on(here.during("one")[0], (*NETWORK, *LOCAL))
+
+
 def test_nothing_changes_under_a_vcpu_in_the_code_of_a_gate(here: Arena) -> None:
     guest, pid = here.guest, here.start("one")
     guest.deny("network", pid=pid)

@@ -83,6 +83,8 @@ class Borrowed:
             **dict(zip(_ARGUMENTS, (one & MASK64 for one in arguments), strict=False)),
             "rax": 0, "rsp": stack, "rip": address, "eflags": saved["eflags"] & ~(_INTERRUPTS | _DIRECTION),
         })  # fmt: skip
+        count = self._count_place()
+        counted = debugger.read(count, 4)
         deadline = time.monotonic() + timeout
         with uninterrupted():  # half of a function is never what is wanted
             while True:
@@ -95,18 +97,29 @@ class Borrowed:
                     self._put_back()
                     return now["rax"]
                 if stop is None:
-                    self._give_up(function, timeout, now)
+                    self._give_up(function, timeout, now, count, counted)
                 _pass(debugger, saved["rip"], self._skip, but=self.vcpu)
 
     def _put_back(self) -> None:
         self._debugger.set_registers(self.vcpu, {name: self._saved[name] for name in _GENERAL})
 
-    def _give_up(self, function: str | int, timeout: float, now: Mapping[str, int]) -> NoReturn:
-        """Raise `Unsafe`; the vCPU is put back, if it still is in what was called, and on its stack."""
+    def _count_place(self) -> int:
+        """The physical address of the vCPU's preemption count."""
+        return pieces(self.kernel, KERNEL, self._saved["gs_base"] + _count_offset(self.kernel) & MASK64, 4)[0].pa
+
+    def _give_up(
+        self, function: str | int, timeout: float, now: Mapping[str, int], count: int, counted: bytes
+    ) -> NoReturn:
+        """Raise `Unsafe`; the vCPU is put back, if it still is in what was called, and on its stack.
+
+        With it its preemption count, which a function that waits for a lock has raised already: the kernel would never
+        change tasks on that CPU again.
+        """
         what = f"{function} has not returned in {timeout:g} s"
         if now["cs"] & 3 or not self._saved["rsp"] - _STACK_ROOM <= now["rsp"] < self._saved["rsp"]:
             raise Unsafe(f"{what}, and its vCPU does something else by now: it slept, or the guest rebooted")
         self._put_back()
+        self._debugger.write(count, counted)
         raise Unsafe(f"{what}, and the vCPU was put back; what it had begun, such as a lock that it took, stays")
 
 
@@ -222,10 +235,14 @@ def _unfit(kernel: Kernel, registers: Mapping[str, int], clean: bool) -> str:
 
 def _preempt_count(kernel: Kernel, base: int) -> int:
     """The preemption count of the CPU whose per-CPU data is at `base` (in `pcpu_hot` from 6.2 to 6.14)."""
+    return int.from_bytes(kernel.space.read((base + _count_offset(kernel)) & MASK64, 4), "little") & 0x7FFF_FFFF
+
+
+def _count_offset(kernel: Kernel) -> int:
     offset = kernel.profile.find_symbol("__preempt_count")
     if offset is None:
         offset = kernel.symbol("pcpu_hot") + kernel.struct("pcpu_hot").member("preempt_count").offset
-    return int.from_bytes(kernel.space.read((base + offset) & MASK64, 4), "little") & 0x7FFF_FFFF
+    return offset
 
 
 def _current(kernel: Kernel) -> int:

@@ -3,7 +3,8 @@
 Knows entries and their states, as records of the store tell them. Writing to guests is left to `transaction`.
 
 An entry's records: `begin`, with the writes that are planned; one `writes` for each group of writes, before they are
-made; then `done`, or `put back`, or `broken`. An entry with none of these three was left by a controller that died.
+made; a `note` where there is more to say meanwhile; then `done`, or `put back`, or `broken`. An entry with none of
+these three was left by a controller that died.
 
 What is planned gets to the disk before the guest is paused. In the pause a record only says that it is made now, and
 need not get there at once: it outlives a controller that dies, and a host that dies takes the guest along.
@@ -15,15 +16,16 @@ import getpass
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from vmi_inside.control.store import Store
+from vmi_inside.control.store import Seen, Store
 
 State = Literal["open", "done", "put back", "broken", "undone"]
 #: The records that end an entry.
 _ENDS: Final[dict[str, State]] = {"done": "done", "put back": "put back", "broken": "broken"}
 UNDO: Final = "undo"
+_NOTE: Final = "note"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +82,20 @@ class Entry:
 
 
 class Journal:
-    """The entries of one guest, read anew each time."""
+    """The entries of one guest. What was read once is not read again: a journal only grows."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._found: dict[int, Entry] = {}
+        self._seen = Seen()
 
     def entries(self) -> list[Entry]:
         """All of them, the oldest first. Records that make no sense are left out."""
-        found: dict[int, Entry] = {}
-        for record in self._store.lines():
+        records, self._seen = self._store.news(self._seen)
+        if not self._seen.on:
+            self._found = {}
+        found = self._found
+        for record in records:
             number, event = record.get("id"), record.get("event")
             if not isinstance(number, int) or not isinstance(event, str):
                 continue
@@ -106,6 +113,8 @@ class Journal:
                 continue
             if event == "writes":
                 entry.writes += tuple(_writes(record.get("writes"), entry.planned))
+            elif event == _NOTE and isinstance(record.get("detail"), dict):
+                entry.detail = record["detail"]
             elif event in _ENDS:
                 entry.state = _ENDS[event]
                 if isinstance(record.get("detail"), dict):
@@ -115,7 +124,7 @@ class Journal:
             undone = found.get(number) if isinstance(number, int) else None
             if undone is not None and undone.state == "done":
                 undone.state = "undone"
-        return list(found.values())
+        return [replace(entry, detail=dict(entry.detail)) for entry in found.values()]
 
     def find(self, number: int) -> Entry | None:
         """One entry."""
@@ -150,6 +159,10 @@ class Journal:
         self._store.append({"id": entry.id, "event": "writes", "writes": told}, sync=not foreseen)
         entry.writes += new
 
+    def note(self, entry: Entry) -> None:
+        """What its detail says by now, for who finds the entry open. It gets to the disk with the next `sync`."""
+        self._store.append({"id": entry.id, "event": _NOTE, "detail": entry.detail}, sync=False)
+
     def end(self, entry: Entry, state: State, *, sync: bool = True) -> None:
         """How the entry ended: done, put back or broken. Without `sync` it gets to the disk with the next `sync`."""
         self._store.append({"id": entry.id, "event": state, "detail": entry.detail}, sync=sync)
@@ -164,8 +177,8 @@ def _writes(told: object, planned: Sequence[Write] = ()) -> Iterable[Write]:
     """Writes from a record: each whole, or a planned one's number."""
     for one in told if isinstance(told, list) else []:
         try:
-            yield planned[range(len(planned))[one]] if isinstance(one, int) else Write.from_json(one)
-        except (ValueError, IndexError):
+            yield planned[one] if one in range(len(planned)) else Write.from_json(one)
+        except ValueError:
             continue
 
 

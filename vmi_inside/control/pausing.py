@@ -58,6 +58,7 @@ class Pausing:
         self._pause: Pause | None = None
         self._told: dict[str, Any] = {}
         self._freed = True
+        self._ended = True
         self._connect: Callable[[], AbstractContextManager[Debugger]] | None = None
         self._own: Debugger | None = None  # the debugger by which the guest was stopped, and what hangs it up
         self._hanging = ExitStack()
@@ -116,11 +117,11 @@ class Pausing:
                 self._start_watching()
                 found = self.machine.paused if found is None else found
                 pause = self._pause = Pause(found, time.monotonic())
-                self._freed = False
                 exits.callback(self._forget)
                 self.tell(instance=self.machine.instance, found=found, **({"stub": True} if debug else {}))
                 if debug:
-                    self._connect = exits.enter_context(self.machine.debugger())
+                    self._connect = exits.enter_context(self._readiness())
+                self._freed = False
                 exits.callback(self._hang_up)
                 exits.callback(self._let_go)
                 pause.started = time.monotonic()
@@ -160,7 +161,22 @@ class Pausing:
         if watcher is not None and watcher.stdin is not None:
             with suppress(OSError):
                 watcher.stdin.close()
-            watcher.wait()
+            if self._freed and self._ended:
+                watcher.wait()
+            else:  # it has to see to the guest, which may take it minutes
+                watcher.returncode = 0
+
+    @contextmanager
+    def _readiness(self) -> Iterator[Callable[[], AbstractContextManager[Debugger]]]:
+        """What connects a debugger. Where it cannot be ended afterwards, whoever comes after us is told to."""
+        with ExitStack() as exits:
+            connect = exits.enter_context(self.machine.debugger())
+            self._ended = False
+            try:
+                yield connect
+            finally:
+                exits.close()
+                self._ended = True
 
     def _halt(self) -> None:
         if self._connect is not None and self.machine.debugger_stops:
@@ -203,8 +219,8 @@ class Pausing:
         with uninterrupted():
             self._pause = None
             self._told = {}
-            # Where letting go failed, the watching process and the next command try again.
-            if self._freed:
+            # Where letting go, or ending the debugger, failed, the watching process and the next command try again.
+            if self._freed and self._ended:
                 self.store.let_go()
                 self._signal(b"-")
 

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 class ProcessControls(Controls):
     """The hands on a guest's processes. All of it needs `attach(..., writable=True)`, but for reading a setting."""
 
-    def call(self, function: str | int, *arguments: int, reason: str = "", clean: bool = True) -> int:
+    def call(
+        self, function: str | int, *arguments: int, reason: str = "", clean: bool = True, timeout: float | None = None
+    ) -> int:
         """Call a function of the guest's kernel, by its symbol or address, on a borrowed vCPU; gives RAX, unsigned.
 
         It runs in an interrupt: it must not sleep, nor turn interrupts on. With `clean` the vCPU was interrupted where
-        no lock is held. Raises `Unsafe` when there is no such moment, or the function does not return; `NoSymbol`.
+        no lock is held. Raises `Unsafe` when there is no such moment, or the function does not return in `timeout`
+        seconds (`borrow.TIMEOUT`): the vCPU is put back then, but not what the function had begun; `NoSymbol`.
         """
-        from vmi_inside.control.borrow import borrow, check
+        from vmi_inside.control.borrow import TIMEOUT, borrow, check
 
         check(self.kernel)
         words = ", ".join(f"{one:#x}" for one in arguments)
@@ -36,7 +39,8 @@ class ProcessControls(Controls):
             self.transaction(reason or f"{shown}({words})", kind="call", detail=detail, code=True) as change,
             borrow(change, clean=clean) as vcpu,
         ):
-            change.detail["returned"] = f"{(value := vcpu.call(function, *arguments)):#x}"
+            value = vcpu.call(function, *arguments, timeout=TIMEOUT if timeout is None else timeout)
+            change.detail["returned"] = f"{value:#x}"
         return value
 
     def call_deferred(self, function: str | int, *arguments: int, timeout: float = 10.0, reason: str = "") -> int:

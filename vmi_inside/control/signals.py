@@ -60,12 +60,15 @@ def send(change: Change, to: Sequence[Target], number: int) -> list[Target]:
     """
     if not 1 <= number <= SIGNAL_LIMIT:
         raise ControlError(f"there is no signal {number}")
-    gone = []
+    gone: list[Target] = []
+    reached: list[int] = []
     with borrow(change, clean=False) as vcpu:  # the kernel sends signals from interrupts itself, as for timers
         for one in to:
             if not same(change.kernel, one):
                 gone.append(one)
                 continue
+            reached.append(one.pid)
+            change.note(reached=reached)  # a signal cannot be taken back: the journal tells who has it, or may have it
             code = _signed(vcpu.call("do_send_sig_info", number, _FROM_KERNEL, one.task, PIDTYPE_TGID))
             if code == -_ESRCH:
                 gone.append(one)

@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,15 @@ from vmi_inside.errors import Busy, ControlError
 PATIENCE: Final = 5.0
 _POLL: Final = 0.02
 _SIZE_LIMIT: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How much of a journal was read: which file (device, inode), how many bytes; `on` from an earlier reading."""
+
+    file: tuple[int, int] = (0, 0)
+    size: int = 0
+    on: bool = False
 
 
 class Store:
@@ -44,11 +54,18 @@ class Store:
 
     def lines(self) -> list[dict[str, Any]]:
         """The journal's records. A line that was not written to its end, as when the host went down, is left out."""
+        return self.news(Seen())[0]
+
+    def news(self, seen: Seen) -> tuple[list[dict[str, Any]], Seen]:
+        """The records since then, and what is seen with them. All of them where the journal is another file by now."""
         try:
             fd = self._open("journal", os.O_RDONLY)
         except FileNotFoundError:
-            return []
+            return [], Seen()
         with open(fd, "rb") as file:
+            status = os.fstat(fd)
+            is_it = (status.st_dev, status.st_ino) == seen.file and seen.size <= status.st_size
+            file.seek(seen.size if is_it else 0)
             raw = file.read(_SIZE_LIMIT)
         found = []
         for line in raw.split(b"\n")[:-1]:
@@ -56,7 +73,8 @@ class Store:
                 record = json.loads(line)
                 if isinstance(record, dict):
                     found.append(record)
-        return found
+        whole = raw.rfind(b"\n") + 1
+        return found, Seen((status.st_dev, status.st_ino), (seen.size if is_it else 0) + whole, is_it)
 
     def append(self, record: dict[str, Any], *, sync: bool = True) -> None:
         """Add a record to the journal; it is on the disk when this returns, unless not `sync`.

@@ -46,6 +46,11 @@ class Change:
         """What the entry says beside, as JSON has it; what is put here is kept when the change is done."""
         return self.entry.detail
 
+    def note(self, **told: Any) -> None:
+        """Put that into the entry's detail at once: it is known also when we die in the middle."""
+        self.entry.detail.update(told)
+        self._journal.note(self.entry)
+
     @cached_property
     def debugger(self) -> Debugger:
         """A hold on the vCPUs, taken when first asked for. Raises `Busy` when another debugger has it."""

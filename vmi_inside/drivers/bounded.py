@@ -17,18 +17,25 @@ PATIENCE: Final = 10.0
 
 
 class Bounded:
-    """Does one piece of work after the other. Once one has taken too long all that come after fail at once."""
+    """Does one piece of work after the other. One that has taken too long is waited for once more, by the next."""
 
     def __init__(self, seconds: float = PATIENCE) -> None:
         self._seconds = seconds
         self._asked: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._stuck = False
+        self._late: queue.SimpleQueue[Any] | None = None  # where what has taken too long will tell that it ended
+        self._lost = False
         self._thread: threading.Thread | None = None
 
-    def run(self, work: Callable[..., T], *arguments: Any) -> T:
+    def run(self, work: Callable[..., T], *arguments: Any, seconds: float | None = None) -> T:
         """What `work` gives, or raises. Raises TimeoutError when it takes too long; it may still end later on."""
-        if self._stuck:
-            raise TimeoutError(f"no answer in {self._seconds:g} s, and none since")
+        seconds = self._seconds if seconds is None else seconds
+        if self._late is not None:
+            try:
+                self._late.get(timeout=0 if self._lost else seconds)
+            except queue.Empty:
+                self._lost = True
+                raise TimeoutError("it has not answered for long") from None
+            self._late, self._lost = None, False
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="bounded", daemon=True)
             self._thread.start()
@@ -42,10 +49,10 @@ class Bounded:
 
         self._asked.put(one)
         try:
-            made, error = done.get(timeout=self._seconds)
+            made, error = done.get(timeout=seconds)
         except queue.Empty:
-            self._stuck = True
-            raise TimeoutError(f"no answer in {self._seconds:g} s") from None
+            self._late = done
+            raise TimeoutError(f"no answer in {seconds:g} s") from None
         if error is not None:
             raise error
         return made  # type: ignore[return-value]
@@ -54,9 +61,13 @@ class Bounded:
         """End the thread, when what it does has ended."""
         if self._thread is not None:
             self._asked.put(None)
-            if not self._stuck:
+            if self._late is None:
                 self._thread.join()
             self._thread = None
+
+    def keep(self, *objects: object) -> None:
+        """Have these objects outlive this process: what their ends would ask for, nobody may answer."""
+        threading.Thread(target=lambda *_: threading.Event().wait(), args=objects, daemon=True).start()
 
     def _work(self) -> None:
         while (one := self._asked.get()) is not None:

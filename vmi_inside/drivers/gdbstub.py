@@ -344,5 +344,5 @@ class GdbStub:
         kind: Callable[[str], ControlError] = Busy if not hasattr(self, "threads") else ControlError
         return kind(
             f"{self.name}: QEMU's gdb stub does not answer ({command[:20].decode('latin-1')}); "
-            "another debugger may hold it"
+            "another debugger may hold it, or somebody has let the guest run meanwhile"
         )

@@ -36,8 +36,11 @@ class Levers(Protocol):
         """Stop all vCPUs; they stand when this returns."""
         ...
 
-    def resume(self, *, ran: bool = True) -> None:
-        """Let all vCPUs run. `ran` says that a debugger may have let them run, and stopped them, since the pause."""
+    def resume(self, *, ran: bool = True, brief: bool = False) -> None:
+        """Let all vCPUs run. `ran` says that a debugger may have let them run, and stopped them, since the pause.
+
+        `brief` says that there is another way, so that an answer need not be waited for long.
+        """
         ...
 
     def hmp(self, command: str) -> str:
@@ -63,6 +66,7 @@ class QemuMachine:
         self._levers = levers
         self._layout: tuple[Register, ...] = ()
         self._ran = False  # whether a debugger has let it run since we last did
+        self._ready = False  # whether a debugger of ours is there, which may let it run
         #: What is to be said of what was done by now.
         self.notices: list[str] = []
 
@@ -77,7 +81,7 @@ class QemuMachine:
 
     def resume(self) -> None:
         """Let all vCPUs run."""
-        self._levers.resume(ran=self._ran)
+        self._levers.resume(ran=self._ran, brief=self._ready)
         self._ran = False
 
     def _runs(self) -> None:
@@ -95,7 +99,11 @@ class QemuMachine:
         somebody else has a stub.
         """
         with self._socket() as path:
-            yield partial(self._connect, path)
+            self._ready = True
+            try:
+                yield partial(self._connect, path)
+            finally:
+                self._ready = False
 
     @contextmanager
     def stub(self) -> Iterator[str]:
@@ -127,6 +135,7 @@ class QemuMachine:
         self._ran = True
         if _FOLDER in self._stub():
             self._hmp("gdbserver none")
+        _sweep(_base())
 
     def _connect(self, path: str) -> GdbStub:
         stub = GdbStub(path, self.name, layout=self._layout, on_run=self._runs)
@@ -158,7 +167,7 @@ class QemuMachine:
 
     def _folder(self) -> str:
         """A folder that only its owner can enter; the owner is QEMU's user, where that is another one."""
-        base = "/run" if os.access("/run", os.W_OK) else os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+        base = _base()
         _sweep(base)
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=base)
         with suppress(OSError), open(f"/proc/{self.pid}/status") as status:
@@ -166,6 +175,10 @@ class QemuMachine:
             if int(ids["Uid"]) != os.geteuid():
                 os.chown(folder, int(ids["Uid"]), int(ids["Gid"]))
         return folder
+
+
+def _base() -> str:
+    return "/run" if os.access("/run", os.W_OK) else os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
 
 
 def _sweep(base: str) -> None:

@@ -164,7 +164,7 @@ class QmpLevers:
         with Qmp(self._path) as qmp:
             qmp.execute("stop")
 
-    def resume(self, *, ran: bool = True) -> None:
+    def resume(self, *, ran: bool = True, brief: bool = False) -> None:
         """See `Levers`."""
         with Qmp(self._path) as qmp:
             qmp.execute("cont")
