@@ -83,6 +83,10 @@ class Structs:
         """Whether this kernel's type has one of these members."""
         return self.type.has(*names)
 
+    def fetched(self, name: str) -> bool:
+        """Whether a column of that name was read."""
+        return name in self._columns
+
     def pointer(self, names: Names) -> U64:
         """A pointer member as (n,) uint64 addresses, fetched if it was not."""
         name = _first(names)
