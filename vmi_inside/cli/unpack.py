@@ -23,7 +23,7 @@ def parts(path: str) -> list[str]:
     """The names that a guest's path is made of, each harmless: no empty one, no `.` or `..`, no slash, no NUL."""
     names = [_harmless(name) for name in path.split("/") if name not in ("", ".")]
     if len(names) > _DEPTH_LIMIT:
-        names = [*names[: _DEPTH_LIMIT - 1], _shortened("/".join(names))]
+        names = [*names[: _DEPTH_LIMIT - 1], _shortened("/".join(names)).replace("/", "_")]
     return names or ["_"]
 
 
