@@ -69,6 +69,8 @@ def pids(kernel: Kernel) -> Pids:
     faults = found.faults
     if namespace.fault.any():
         faults = ("pid table: init_pid_ns could not be read", *faults)
+    elif not len(rows) and not faults:
+        faults = ("pid table: it is empty, which that of a kernel that runs never is",)
     return Pids(found.owner[order], rows, faults)
 
 
