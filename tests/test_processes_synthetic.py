@@ -378,3 +378,12 @@ def test_no_processes_at_all() -> None:
     assert len(table) == 0
     assert table.to_dicts() == []
     assert table.pid.dtype == np.int64
+
+
+def test_clocks_that_lie() -> None:
+    guest = LinuxGuest()
+    guest.task(1, "init")
+    guest.finish()
+    keeper = guest.profile.symbols["timekeeper_data"] + 8
+    guest.put("timekeeper", keeper, offs_real=-(1 << 63), offs_boot=(1 << 63) - 1)
+    assert processes(guest.kernel).pid.tolist() == [1]
