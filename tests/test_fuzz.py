@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Boot
-from tests.fuzz import commands, guests, parsers
+from tests.fuzz import commands, contained, guests, lies, parsers
 from tests.fuzz.image import Image
 from tests.fuzz.watch import Endless, Violation, judge
 
@@ -37,6 +37,10 @@ def test_good_examples_are_read(tmp_path: Path) -> None:
             target.run(example, Random(2))
 
 
+def test_made_up_guests() -> None:
+    assert findings(lies.targets(SEED), 12) == []
+
+
 @pytest.fixture(scope="module")
 def image(lab_boot: Boot, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     path = tmp_path_factory.mktemp("image") / "6.1-cloud.core"
@@ -50,6 +54,7 @@ def image(lab_boot: Boot, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_damaged_guests(image: Image) -> None:
     targets = guests.targets(image, SEED)
     assert findings(targets, 3) == []
+    assert findings([contained.Contained(image, SEED)], 12) == []
     whole = {one.name.partition(":")[2]: one for one in targets}
     assert findings(commands.targets(image, SEED, whole), 1) == []
     for one in targets[:10]:

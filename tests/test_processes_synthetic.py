@@ -30,6 +30,18 @@ def row(table: Processes, pid: int) -> dict[str, Any]:
     return found[0]
 
 
+def test_no_process_at_all_is_told() -> None:
+    """The root of the tree is torn or overwritten: what looks like an empty guest is none."""
+    guest = LinuxGuest()
+    guest.task(1, "init")
+    guest.finish()
+    for lie in (0, 0x0D0A_000D):
+        guest.poke("pid_namespace", guest.init_pid_ns, "idr.idr_rt.xa_head", lie)
+        table = processes(guest.kernel)
+        assert (len(table), len(table.notes)) == (0, 1)
+        assert "empty" in table.notes[0]
+
+
 def populate(guest: LinuxGuest) -> LinuxGuest:
     """init, kthreadd and a worker, a daemon with a thread in a container, a zombie, an idle kernel thread."""
     init = guest.task(1, "init", start_boottime=2_500_000_000, utime=30_000_000, stime=10_000_000)
@@ -366,3 +378,12 @@ def test_no_processes_at_all() -> None:
     assert len(table) == 0
     assert table.to_dicts() == []
     assert table.pid.dtype == np.int64
+
+
+def test_clocks_that_lie() -> None:
+    guest = LinuxGuest()
+    guest.task(1, "init")
+    guest.finish()
+    keeper = guest.profile.symbols["timekeeper_data"] + 8
+    guest.put("timekeeper", keeper, offs_real=-(1 << 63), offs_boot=(1 << 63) - 1)
+    assert processes(guest.kernel).pid.tolist() == [1]

@@ -183,6 +183,7 @@ def test_the_other_families(guest: LinuxGuest) -> None:
 
 def test_every_namespace_is_listed_and_each_table_once() -> None:
     guest = LinuxGuest()
+    guest.task(1, "init")
     other = guest.net(77)
     mine = guest.sock(UNIX, STREAM, 0, CLOSE, other, struct="unix_sock")
     guest.hash_unix(mine, 511, other)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.synthetic import SyntheticGuest
 from tests.synthetic.guest import HOLE, NOWHERE
 from tests.synthetic.layout import Layout
-from vmi_inside.errors import NoMember, PageFault
+from vmi_inside.errors import NoMember, PageFault, WrongProfile
 from vmi_inside.profile.ctypes import CType, Member
 from vmi_inside.structs import MEMBER_LIMIT, Structs, texts
 
@@ -55,6 +55,16 @@ def guest() -> SyntheticGuest:
 
 def things(guest: SyntheticGuest, *address: int) -> Structs:
     return Structs(guest.space, guest.profile.struct("thing"), np.array(address, dtype=np.uint64))
+
+
+def test_numbers_and_texts_are_what_the_types_say(guest: SyntheticGuest) -> None:
+    """Types of modules come out of the guest, and may say anything."""
+    rows = things(guest, guest.new("thing"))
+    for read in (rows.number, rows.unsigned, rows.pointer):
+        with pytest.raises(WrongProfile, match="name is no number"):
+            read("name")
+    with pytest.raises(WrongProfile, match="e is no text"):
+        rows.text("e")
 
 
 @settings(max_examples=25, deadline=None)

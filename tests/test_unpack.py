@@ -12,6 +12,12 @@ from hypothesis import strategies as st
 from vmi_inside.cli import hexdump, unpack
 
 
+def test_the_last_name_of_a_very_deep_path_is_one_name() -> None:
+    names = unpack.parts("/".join("ab" for _ in range(1000)))
+    assert not [name for name in names if "/" in name]
+    assert names[-1] != unpack.parts("/".join("ab" for _ in range(1001)))[-1]
+
+
 @given(st.text(max_size=60))
 def test_no_path_leads_out(path: str) -> None:
     names = unpack.parts(path)

@@ -53,7 +53,8 @@ def test_chains_equal_what_was_linked(lengths: list[int], offset: int, kind: str
             want[index] = nodes
     first = addresses(*(guest.space.read_u64(head + offset) for head in heads))
     guest.memory.reset()
-    found = walk.chains(guest.space, first, offset, end=addresses(*heads) if kind == "circular" else None)
+    end = addresses(*heads) if kind == "circular" else None
+    found = walk.chains(guest.space, first, offset, end=end, nulls=kind == "nulls")
     assert by_owner(found) == want
     assert found.faults == ()
     assert guest.memory.gathers <= (max(lengths, default=0)) * 6, "rounds are the longest chain's"
@@ -109,6 +110,21 @@ def test_a_node_that_points_at_itself(guest: SyntheticGuest) -> None:
     found = walk.chains(guest.space, addresses(node, honest))
     assert by_owner(found) == {0: [node], 1: [honest]}
     assert len(found.faults) == 1
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_an_end_in_the_middle_is_told(guest: SyntheticGuest, circular: bool) -> None:
+    """Of a list without markers an odd pointer is a lie, as is NULL in a circle: nothing is left out in silence."""
+    head, a, b, c = (guest.alloc(16) for _ in range(4))
+    guest.chain(a, [b, c], head if circular else 0)
+    end = addresses(head) if circular else None
+    assert walk.chains(guest.space, addresses(a), end=end).faults == ()
+    for lie in (0xFFF, *([0] if circular else [])):
+        guest.word(b, lie)
+        found = walk.chains(guest.space, addresses(a), end=end, what="thing")
+        assert by_owner(found) == {0: [a, b]}
+        assert found.faults == ("thing: a chain ends in what is no pointer, or before its end",)
+    assert walk.chains(guest.space, addresses(0), end=end).faults == ()  # never made
 
 
 def test_an_unreadable_node_ends_its_chain_only(guest: SyntheticGuest) -> None:

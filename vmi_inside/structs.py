@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vmi_inside.errors import WrongProfile
 from vmi_inside.profile.ctypes import CType, Member
 from vmi_inside.space import AddressSpace
 from vmi_inside.types import U8, U64, Mask
@@ -83,19 +84,27 @@ class Structs:
         """Whether this kernel's type has one of these members."""
         return self.type.has(*names)
 
+    def fetched(self, name: str) -> bool:
+        """Whether a column of that name was read."""
+        return name in self._columns
+
     def pointer(self, names: Names) -> U64:
         """A pointer member as (n,) uint64 addresses, fetched if it was not."""
-        name = _first(names)
-        if name not in self._columns:
-            self.fetch(names)
-        return self._columns[name].astype(np.uint64, copy=False)
+        return self._numbers(names).astype(np.uint64, copy=False)
 
     def number(self, names: Names) -> NDArray[np.int64]:
         """An integer member as (n,) int64, fetched if it was not."""
+        return self._numbers(names).astype(np.int64, copy=False)
+
+    def _numbers(self, names: Names) -> Column:
+        """A column (n,). Raises `WrongProfile` for a member that is none: a module's types are the guest's to write."""
         name = _first(names)
         if name not in self._columns:
             self.fetch(names)
-        return self._columns[name].astype(np.int64, copy=False)
+        column = self._columns[name]
+        if column.ndim != 1:
+            raise WrongProfile(f"the types do not hold together: {self.type.name}.{name} is no number")
+        return column
 
     def unsigned(self, names: Names) -> U64:
         """An integer member as (n,) uint64, fetched if it was not."""
@@ -106,7 +115,10 @@ class Structs:
         name = _first(names)
         if name not in self._columns:
             self.fetch(names)
-        return texts(self._columns[name].view(np.uint8))
+        column = self._columns[name]
+        if column.ndim == 1:
+            raise WrongProfile(f"the types do not hold together: {self.type.name}.{name} is no text")
+        return texts(column.view(np.uint8))
 
     def at(self, names: Names) -> U64:
         """The addresses (n,) of a member within each struct; 0 where there is no struct."""

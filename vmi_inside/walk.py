@@ -41,13 +41,19 @@ class Walk:
 
 
 def chains(
-    space: AddressSpace, first: U64, next_offset: int = 0, *, end: U64 | None = None, what: str = "list"
+    space: AddressSpace,
+    first: U64,
+    next_offset: int = 0,
+    *,
+    end: U64 | None = None,
+    nulls: bool = False,
+    what: str = "list",
 ) -> Walk:
     """Walk `n` linked chains at once, one node of each a round.
 
     `first` (n,) holds each chain's first node; the pointer to the next lies `next_offset` bytes into a node. A chain
-    ends at NULL, at an odd pointer (the end marker of `hlist_nulls`), or at its own `end[i]` (a circular list's head).
-    Rounds are as many as the longest chain is long.
+    ends at NULL, at its own `end[i]` (a circular list's head), or with `nulls` at an odd pointer (the end marker of
+    `hlist_nulls`); where it ends otherwise, `faults` say so. Rounds are as many as the longest chain is long.
     """
     owner = np.arange(len(first), dtype=np.int64)
     node = np.ascontiguousarray(first, dtype=np.uint64)
@@ -57,9 +63,14 @@ def chains(
     faults: dict[str, None] = {}
     total = 0
     while True:
-        live = (node != _NONE) & (node & np.uint64(1) == 0)
+        odd = node & np.uint64(1) != 0
+        live = (node != _NONE) & ~odd
         if end is not None:
             live &= node != end[owner]
+        # A list that was never made has no first node; one that was made does not end in the middle.
+        wrong = odd & (not nulls) if end is None or not nodes else ~live & (node != end[owner])
+        if wrong.any():
+            faults[f"{what}: a chain ends in what is no pointer, or before its end"] = None
         node, owner = node[live], owner[live]
         if not len(node):
             break

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Protocol
 
-from tests.fuzz import commands, guests, parsers
+from tests.fuzz import commands, contained, guests, lies, parsers
 from tests.fuzz.image import Image
 from tests.fuzz.watch import Finding, bounded, judge, limit_address_space
 
@@ -75,12 +75,15 @@ def chosen(wanted: list[str], seed: int, images: Iterable[Path], folder: Path) -
         return not wanted or any(fnmatchcase(name, each) for each in wanted)
 
     found: list[Target] = [one for one in parsers.targets(folder, seed) if fits(one.name)]
+    if not wanted or any(each.startswith(("made-up", "*")) for each in wanted):
+        found += [one for one in lies.targets(seed) if fits(one.name)]
     for path in images:
         if wanted and not any(each.startswith((path.name.removesuffix(".core"), "*")) for each in wanted):
             continue
         image = Image(path)
         whole = {one.name.partition(":")[2]: one for one in guests.targets(image, seed)}
         found += [one for one in whole.values() if fits(one.name)]
+        found += [one for one in (contained.Contained(image, seed),) if fits(one.name)]
         found += [one for one in commands.targets(image, seed, whole) if fits(one.name)]
     return found
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
-from tests.fuzz.image import Asked, Image
+from tests.fuzz.image import Asked
 from tests.fuzz.mutate import TEXTS, WORDS
+from vmi_inside.memory import PhysicalMemory
 from vmi_inside.types import PAGE_SIZE
 
 #: A canonical kernel address that nothing maps, one that is not canonical, one of a process.
@@ -20,10 +21,19 @@ _NOWHERE: Final = (0xFFFF_C123_4567_8000, 0xDEAD_4EAD_DEAD_4EAD, 0x7FFF_DEAD_B00
 _MOST_ROWS: Final = 2048
 
 
-class Damage:
-    """Damages an image, at places out of what a reading asked for; `direct` is where RAM is mapped by the kernel."""
+class Damaged(Protocol):
+    """RAM that can be written over."""
 
-    def __init__(self, image: Image, direct: int, random: Random) -> None:
+    @property
+    def memory(self) -> PhysicalMemory: ...
+
+    def damage(self, pa: int, data: bytes) -> None: ...
+
+
+class Damage:
+    """Damages RAM, at places out of what a reading asked for; `direct` is where RAM is mapped by the kernel."""
+
+    def __init__(self, image: Damaged, direct: int, random: Random) -> None:
         self.image = image
         self.direct = direct
         self.random = random

@@ -1,4 +1,7 @@
-"""Files that commands write: whole or not at all, never over another one unasked, and bytes never to a terminal."""
+"""Files that commands write: whole or not at all, never over another one unasked, and bytes never to a terminal.
+
+What stood in a guest's memory may be secret: these files are their owner's alone.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def written(path: Path | None) -> Iterator[IO[bytes]]:
             yield out
         return
     try:
-        with replacing(path) as file:
+        with replacing(path, private=True) as file:
             yield file
     except OSError as error:
         raise click.FileError(str(path), error.strerror) from None

@@ -23,7 +23,7 @@ def parts(path: str) -> list[str]:
     """The names that a guest's path is made of, each harmless: no empty one, no `.` or `..`, no slash, no NUL."""
     names = [_harmless(name) for name in path.split("/") if name not in ("", ".")]
     if len(names) > _DEPTH_LIMIT:
-        names = [*names[: _DEPTH_LIMIT - 1], _shortened("/".join(names))]
+        names = [*names[: _DEPTH_LIMIT - 1], _shortened("/".join(names)).replace("/", "_")]
     return names or ["_"]
 
 
@@ -45,11 +45,11 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def create(self, path: str, *, force: bool = False) -> Iterator[IO[bytes]]:
-        """A new file for a guest's path, with the folders on the way; on failure nothing is left of it.
+        """A new file for a guest's path, its owner's alone, with the folders on the way; on failure nothing is left.
 
         Raises `OSError`: `FileExistsError` when it is there and not `force`d, `NotADirectoryError` when a link or a
         file stands in the way.
@@ -59,14 +59,14 @@ class Folder:
         try:
             for each in above:
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(each, dir_fd=here)
+                    os.mkdir(each, 0o700, dir_fd=here)
                 inner = os.open(each, _DIRECTORY, dir_fd=here)
                 os.close(here)
                 here = inner
             if force:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=here)
-            new = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=here)
+            new = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=here)
             try:
                 with os.fdopen(new, "wb") as file:
                     yield file

@@ -140,7 +140,7 @@ def containers(kernel: Kernel, columns: Iterable[str] | None = None) -> Containe
             except ProfileError as error:
                 data[name] = text("" for _ in firsts) if name == "hostname" else np.zeros(len(firsts), dtype=np.int64)
                 notes.append(f"{name}: {error}")
-        data["fault"] = _joined(view.faults.column(), list(rows.values()))
+        data["fault"] = _joined(view.fault(), list(rows.values()))
         order = np.argsort(data["pid"], kind="stable")
         return Containers({name: data[name][order] for name in (*wanted, "fault")}, (*view.every.faults, *notes))
 

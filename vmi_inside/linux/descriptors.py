@@ -12,17 +12,19 @@ import numpy as np
 from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
 from vmi_inside.structs import Structs
-from vmi_inside.types import I64, U64
+from vmi_inside.types import I64, U64, Mask
 
 #: fs.nr_open's ceiling for what one process is believed to hold.
 DESCRIPTOR_LIMIT = 1 << 20
+#: What is said of a row whose descriptor was closed, or given another file, while the row was read.
+MOVED = "descriptor changed meanwhile"
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
     """One row for each open descriptor: `task` (n,) row of the tasks asked, `fd` (n,), `file` (n,) address.
 
-    `slot` (n,) is where the table has that address.
+    `slot` (n,) is the address that the pointer to the file was read at.
     """
 
     task: I64
@@ -50,5 +52,18 @@ def descriptors(kernel: Kernel, tasks: Structs) -> Descriptors:
     faults = []
     if (holders.fault | tables.fault).any() or not got.ok.all():
         faults.append("descriptor tables: some could not be read")
-    slot = tables.pointer("fd")[table[row]] + np.uint64(8) * number[row].astype(np.uint64)
-    return Descriptors(task, number[row], word[row], slot, tuple(faults))
+    fd = number[row]
+    slot = tables.pointer("fd")[back[task]] + np.uint64(8) * fd.astype(np.uint64)
+    return Descriptors(task, fd, word[row], slot, tuple(faults))
+
+
+def moved(kernel: Kernel, found: Descriptors) -> Mask:
+    """Which descriptors (n,) do not lead to their files any more: what was read of these may be another's.
+
+    To be asked when all else was read, but before `tasks.changed`. A `struct file` is used again at once when it was
+    closed; so the kernel itself looks a second time whether the descriptor still leads there (`__fget_files_rcu`,
+    fs/file.c). Whether the table is still its process's, the task tells: it lets go of it before anything is closed.
+    """
+    raw, ok = kernel.space.gather(found.slot, 8)
+    out: Mask = ~ok | (raw.view("<u8")[:, 0] != found.file)
+    return out

@@ -53,7 +53,7 @@ def process_envs(
         count = np.array([len(each) for each in parts], dtype=np.int64)
         left_out = ~ragged.fitting(count, _IN_ALL)
         view.faults.mark(left_out, "environment left out")
-        faults = view.faults.column()
+        faults = view.fault()
         for row in np.flatnonzero(left_out | ((count == 0) & (faults != ""))).tolist():
             parts[row] = [b""]
         owner = np.repeat(np.arange(len(parts)), [len(each) for each in parts])

@@ -63,6 +63,6 @@ def process_limits(
             "soft": pairs[:, 0::2].ravel(),
             "hard": pairs[:, 1::2].ravel(),
             "unit": text([unit for _, unit in _RESOURCES[:count]] * len(shared)),
-            "fault": view.faults.column()[owner],
+            "fault": view.fault()[owner],
         }
         return ProcessLimits({name: data[name] for name in (*wanted, "fault")}, view.every.faults)

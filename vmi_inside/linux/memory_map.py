@@ -17,6 +17,7 @@ from vmi_inside.errors import MemoryFault
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import vmas
 from vmi_inside.linux.opened import Opened, opened
+from vmi_inside.linux.tasks import CHANGED, changed
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
@@ -225,6 +226,7 @@ def process_memory_map(
             faults.mark(rows.file_fault, "file unreadable")
         if "path" in wanted:
             faults.mark(~rows.of_file(rows.opened.path_whole), "path incomplete")
+        faults.mark(changed(number, tasks)[rows.task], CHANGED)
         data["fault"] = faults.column()
         gate = ("[vsyscall] could not be read",) if rows.gate_fault else ()
         return MemoryMap(data, (*every.faults, *rows.regions.faults, *gate))

@@ -14,9 +14,10 @@ import numpy as np
 
 from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.descriptors import DESCRIPTOR_LIMIT, descriptors
+from vmi_inside.linux.descriptors import DESCRIPTOR_LIMIT, MOVED, descriptors, moved
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.opened import Opened, opened
+from vmi_inside.linux.tasks import CHANGED, changed
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.linux.vmas import user_memory
 from vmi_inside.structs import Structs
@@ -57,7 +58,7 @@ class _Files:
         self.kernel = kernel
         self.number = number
         self.tasks = tasks
-        found = descriptors(kernel, tasks)
+        found = self._found = descriptors(kernel, tasks)
         roots = tasks.follow("fs").fetch("pwd.dentry", "pwd.mnt", "root.dentry", "root.mnt")
         memory = user_memory(kernel, tasks).fetch("exe_file")
         self.unreadable = roots.fault | memory.fault
@@ -77,6 +78,7 @@ class _Files:
         self.files = kernel.structs("file", unique)
         self.back = np.concatenate((np.arange(len(none)), len(none) + back))[order]
         self._places = dentry, mount
+        self._order = order
         self.faults = found.faults
 
     @cached_property
@@ -121,6 +123,12 @@ class _Files:
         """In octal, as fdinfo does; empty for what is no descriptor."""
         unique, back = np.unique(np.where(self.fd < 0, np.int64(-1), self.flags), return_inverse=True)
         return text("" if each < 0 else f"0{each:o}" for each in unique.tolist())[back]
+
+    def moved(self) -> Mask:
+        """Which descriptors do not lead to the files any more that they led to (n,)."""
+        which = moved(self.kernel, self._found)
+        places = np.zeros(len(self._order) - len(which), dtype=np.bool_)
+        return np.concatenate((places, which))[self._order]
 
     def access(self) -> Text:
         """Read, write, or both."""
@@ -173,6 +181,8 @@ def process_open_files(
         faults.mark(rows.opened.fault[rows.back], "inode unreadable")
         if "path" in wanted:
             faults.mark(~rows.opened.path_whole[rows.back], "path incomplete")
+        faults.mark(rows.moved(), MOVED)
+        faults.mark(changed(number, tasks)[rows.task], CHANGED)
         data["fault"] = faults.column()
         notes = [*every.faults, *rows.faults]
         if rows.unreadable.any():

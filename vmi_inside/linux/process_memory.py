@@ -16,6 +16,7 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux import mm
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.resident import Shares, shares
+from vmi_inside.linux.tasks import CHANGED, changed
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.linux.vmas import user_memory
 from vmi_inside.structs import Structs
@@ -182,5 +183,6 @@ def process_memory(
             found, back = rows.shares
             faults.mark(~found.whole[back], "page tables incomplete")
             notes += found.faults
+        faults.mark(changed(rows.number, rows.tasks), CHANGED)
         data["fault"] = faults.column()
         return ProcessMemory(data, notes)

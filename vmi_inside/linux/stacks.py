@@ -49,7 +49,7 @@ def process_stack(
         found = unwind.frames(kernel, view.tasks, code)
         for which, word in found.faults:
             view.faults.mark(which, word)
-        faults = view.faults.column()
+        faults = view.fault()
         bare = np.setdiff1d(np.flatnonzero(faults != ""), found.owner)
         owner, address = (
             np.concatenate((found.owner, bare)),

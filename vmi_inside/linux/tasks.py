@@ -14,11 +14,16 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.kernel import Kernel
 from vmi_inside.structs import Structs
-from vmi_inside.types import I64
+from vmi_inside.types import I64, Mask
 
 #: enum pid_type: the slots of `struct pid.tasks` and `task_struct.pid_links`.
 PIDTYPE_PID: Final = 0
 PIDTYPE_TGID: Final = 1
+
+#: What is said of a row whose task ended, or became another program or user, while the row was read.
+CHANGED: Final = "task changed meanwhile"
+#: What a task leaves behind when it ends or becomes another: what these lead to is then used again by others.
+_OWN: Final = ("mm", "files", "fs", "signal", "real_cred", "nsproxy", "cgroups")
 
 PF_WQ_WORKER: Final = 0x20
 PF_KTHREAD: Final = 0x200000
@@ -64,4 +69,20 @@ def pids(kernel: Kernel) -> Pids:
     faults = found.faults
     if namespace.fault.any():
         faults = ("pid table: init_pid_ns could not be read", *faults)
+    elif not len(rows) and not faults:
+        faults = ("pid table: it is empty, which that of a kernel that runs never is",)
     return Pids(found.owner[order], rows, faults)
+
+
+def changed(number: I64, tasks: Structs, own: str = "tgid") -> Mask:
+    """Which tasks (n,) are not what they were any more: what was read of them in several rounds may be of two.
+
+    To be asked when all else was read. `own` is the member that holds a task's `number`; beside it, of the pointers
+    that were followed each must still lead to where it did: then what it leads to was the task's all the time.
+    """
+    names = (own, *(name for name in _OWN if tasks.fetched(name)))
+    now = Structs(tasks.space, tasks.type, tasks.address).fetch(*names)
+    out: Mask = (tasks.address != 0) & (now.fault | (now.number(own) != number))
+    for name in names[1:]:
+        out |= now.pointer(name) != tasks.pointer(name)
+    return out & ~tasks.fault  # which is said already

@@ -16,10 +16,10 @@ import numpy as np
 from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import cgroups, clock, cputime, mm, paths
-from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_PID, PIDTYPE_TGID, Pids
+from vmi_inside.linux.tasks import CHANGED, PF_KTHREAD, PIDTYPE_PID, PIDTYPE_TGID, Pids, changed
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.structs import Names, Structs
-from vmi_inside.table import Column, Faults, Table, text
+from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask
 
 DEFAULT_PRIORITY = 120  # MAX_RT_PRIO + NICE_WIDTH / 2: nice 0 (include/linux/sched/prio.h)
@@ -39,6 +39,9 @@ V_contra = TypeVar("V_contra", bound="View", contravariant=True)
 class View:
     """The tasks of one reading, and the structs that hang on them, each fetched when first asked for."""
 
+    #: The member of tasks that holds their `number`.
+    own = "tgid"
+
     def __init__(self, kernel: Kernel, number: I64, pid: Structs, tasks: Structs, faults: Faults, every: Pids) -> None:
         self.kernel = kernel
         self.number = number
@@ -46,6 +49,11 @@ class View:
         self.tasks = tasks
         self.faults = faults
         self.every = every
+
+    def fault(self) -> Text:
+        """What is wrong with each row; to be asked when all else was read."""
+        self.faults.mark(changed(self.number, self.tasks, self.own), CHANGED)
+        return self.faults.column()
 
     def noted(self, rows: Structs, what: str) -> Structs:
         """Mark the rows of which `what` could not be read."""
@@ -196,7 +204,9 @@ def process_view(
     faults.mark(pid.fault, "pid unreadable")
     faults.mark(tasks.fault, "task unreadable")
     faults.mark(~tasks.fault & (tasks.address != 0) & (tasks.number(own) != number), "task has another pid")
-    return kind(kernel, number, pid, tasks, faults, every)
+    view = kind(kernel, number, pid, tasks, faults, every)
+    view.own = own
+    return view
 
 
 def process_table(
@@ -218,7 +228,7 @@ def process_table(
     with kernel.operation():
         view = process_view(kernel, pids, (names for column in asked.values() for names in column.task), kind, by)
         data, notes = make_columns({name: column.make for name, column in asked.items()}, view, table)
-        data["fault"] = view.faults.column()
+        data["fault"] = view.fault()
         return table(data, (*view.every.faults, *notes))
 
 

@@ -76,7 +76,7 @@ def hashed_sockets(kernel: Kernel, namespaces: Structs) -> tuple[U64, list[str]]
     if not heads:
         return np.empty(0, dtype=np.uint64), notes
     owner = np.repeat(np.arange(len(found)), [len(head) for head in heads])
-    walked = walk.chains(kernel.space, np.concatenate(heads), what="socket hash")
+    walked = walk.chains(kernel.space, np.concatenate(heads), nulls=True, what="socket hash")
     node = np.array([table.node for table in found], dtype=np.uint64)
     return walked.address - node[owner[walked.owner]], [*notes, *walked.faults]
 

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.descriptors import descriptors
+from vmi_inside.linux.descriptors import MOVED, Descriptors, descriptors, moved
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.sockets.hashes import hashed_sockets
 from vmi_inside.linux.sockets.namespaces import network_namespaces
 from vmi_inside.linux.sockets.rows import SocketRows
 from vmi_inside.linux.sockets.vsock import vsock_sockets
-from vmi_inside.linux.tasks import PIDTYPE_TGID, pids
+from vmi_inside.linux.tasks import CHANGED, PIDTYPE_TGID, changed, pids
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64
 
@@ -60,7 +60,8 @@ def process_open_sockets(kernel: Kernel, columns: Iterable[str] | None = None) -
         namespaces, notes = network_namespaces(kernel)
         hashed, more = hashed_sockets(kernel, namespaces)
         vsock, vsock_type, and_more = vsock_sockets(kernel)
-        held, owners, still_more = _held(kernel)
+        holders = _Holders(kernel)
+        held = holders.socket
         unique = np.unique(np.concatenate((hashed, vsock, held)))
         unique = unique[unique != 0]
         faults = Faults(len(unique))
@@ -71,33 +72,50 @@ def process_open_sockets(kernel: Kernel, columns: Iterable[str] | None = None) -
         shown = {name: column[joined] for name, column in data.items()}
         for name in _OWNER:
             if name in wanted:
-                shown[name] = owners[name][index]
-        return OpenSockets(shown, (*notes, *more, *and_more, *still_more))
+                shown[name] = holders.owners[name][index]
+        more_faults = holders.fault()[index]
+        for row in np.flatnonzero(more_faults != "").tolist():
+            shown["fault"][row] = "; ".join(filter(None, (shown["fault"][row], more_faults[row])))
+        return OpenSockets(shown, (*notes, *more, *and_more, *holders.notes))
 
 
-def _held(kernel: Kernel) -> tuple[U64, dict[str, Column], tuple[str, ...]]:
-    """Sockets (n,) that descriptors hold, and the owners' columns with one row more, for "nobody", at the end."""
-    every = pids(kernel)
-    number, _, tasks = every.tasks(kernel, PIDTYPE_TGID)
-    tasks.fetch("files", "comm", "flags")
-    found = descriptors(kernel, tasks)
-    unique, back = np.unique(found.file, return_inverse=True)
-    files = kernel.structs("file", unique).fetch("f_op", "private_data")
-    is_socket = files.pointer("f_op") == np.uint64(kernel.symbol("socket_file_ops"))
-    which = np.where(is_socket, files.pointer("private_data"), np.uint64(0))
-    sockets = kernel.structs("socket", which)
-    sock = sockets.pointer("sk")[back]
-    rows = np.flatnonzero(sock)
-    names = text([*task_names(kernel, tasks), ""])
-    owners: dict[str, Column] = {
-        "pid": np.append(number[found.task[rows]], -1),
-        "fd": np.append(found.fd[rows], -1),
-        "name": names[np.append(found.task[rows], len(tasks))],
-    }
-    notes = list(every.faults + found.faults)
-    if files.fault.any() or sockets.fault.any():
-        notes.append(f"descriptors: {int(files.fault.sum() + sockets.fault.sum())} files could not be read")
-    return sock[rows], owners, tuple(notes)
+class _Holders:
+    """Who holds sockets: `socket` (n,) addresses of `struct sock`, one for each descriptor that leads to one.
+
+    `owners` are the owners' columns, with one row more, for "nobody", at the end.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        every = pids(kernel)
+        number, _, tasks = every.tasks(kernel, PIDTYPE_TGID)
+        tasks.fetch("files", "comm", "flags")
+        found = descriptors(kernel, tasks)
+        unique, back = np.unique(found.file, return_inverse=True)
+        files = kernel.structs("file", unique).fetch("f_op", "private_data")
+        is_socket = files.pointer("f_op") == np.uint64(kernel.symbol("socket_file_ops"))
+        which = np.where(is_socket, files.pointer("private_data"), np.uint64(0))
+        sockets = kernel.structs("socket", which)
+        sock = sockets.pointer("sk")[back]
+        rows = np.flatnonzero(sock)
+        names = text([*task_names(kernel, tasks), ""])
+        self.socket: U64 = sock[rows]
+        self.owners: dict[str, Column] = {
+            "pid": np.append(number[found.task[rows]], -1),
+            "fd": np.append(found.fd[rows], -1),
+            "name": names[np.append(found.task[rows], len(tasks))],
+        }
+        self.notes = list(every.faults + found.faults)
+        if files.fault.any() or sockets.fault.any():
+            self.notes.append(f"descriptors: {int(files.fault.sum() + sockets.fault.sum())} files could not be read")
+        self._kernel, self._number, self._tasks = kernel, number, tasks
+        self._found = Descriptors(found.task[rows], found.fd[rows], found.file[rows], found.slot[rows], ())
+
+    def fault(self) -> Text:
+        """What changed of each descriptor (n,) since it was read; to be asked when all else was."""
+        faults = Faults(len(self.socket) + 1)
+        faults.mark(np.append(moved(self._kernel, self._found), False), MOVED)
+        faults.mark(np.append(changed(self._number, self._tasks)[self._found.task], False), CHANGED)
+        return faults.column()
 
 
 def _join(unique: U64, held: U64) -> tuple[I64, I64]:
