@@ -406,20 +406,21 @@ def attach(
             refused = refused or error
             continue
         if machine is not None:
-            guest.watch = partial(_watch, target, connect, writable)
+            guest.watch = partial(_watch, target, connect, writable, os.fspath(profile or ""))
         for notice in guest.notices:
             warnings.warn(f"{name}: {notice}", Notice, stacklevel=2)
         return guest
     raise refused or AttachError(f"{target}: there is nothing to attach to")
 
 
-def _watch(target: str, connect: str | None, writable: bool) -> subprocess.Popen[bytes]:
+def _watch(target: str, connect: str | None, writable: bool, profile: str) -> subprocess.Popen[bytes]:
     """A process that outlives this one, and lets the guest go if this one has not."""
     import subprocess
 
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = f"import sys; sys.path.insert(0, {root!r}); from vmi_inside.rescue import main; main()"
-    words = [target, connect or "", "writable" if writable else ""]
+    files = ",".join(os.path.abspath(each) for each in profile.split(",") if each)
+    words = [target, connect or "", "writable" if writable else "", files]
     # In a session of its own: a Ctrl-C is for us, and a terminal that is closed must not end it.
     return subprocess.Popen(
         [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True

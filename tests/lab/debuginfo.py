@@ -1,0 +1,44 @@
+"""The debug information of a lab kernel: `vmlinux` and System.map out of Debian's debug package (some 280 MB to fetch).
+
+For comparisons with tools that need it; nothing of the project does.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from tests.lab import CACHE, LabError
+from tests.lab.kernels import SUITES, apt_config, kernel, locked, run
+
+_FILES: Final = ("vmlinux", "System.map")
+
+
+def debug_vmlinux(name: str) -> Path:
+    """The kernel's ELF with DWARF; `System.map` stands beside it. Fetched when it is not in the cache."""
+    release = kernel(name).release
+    home = CACHE / "debug" / release
+    with locked(home):
+        if not home.exists():
+            _fetch(SUITES[name][0], release, home)
+    return home / "vmlinux"
+
+
+def _fetch(suite: str, release: str, home: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=home.parent, prefix=".debug.") as scratch:
+        work = Path(scratch)
+        config = str(apt_config(suite, work / "apt"))
+        run("apt-get", "-c", config, "-q", "update")
+        run("apt-get", "-c", config, "-q", "download", f"linux-image-{release}-dbg", cwd=work)
+        (archive,) = work.glob("*.deb")
+        run("dpkg-deb", "-x", str(archive), str(work / "tree"))
+        kept = work / "kept"
+        kept.mkdir()
+        for file in _FILES:
+            found = sorted((work / "tree").rglob(f"boot/{file}-{release}"))
+            if not found:
+                raise LabError(f"the debug package of {release} has no {file}")
+            shutil.move(found[0], kept / file)
+        kept.rename(home)
