@@ -3,8 +3,8 @@
     python -m benchmarks.dumps [--size MIB] [--zeros PERCENT] [FOLDER]
 
 Memory is that of a process of our own, half of it zeros by default, read as a guest's is: mapped, and by
-process_vm_readv. All figures of one run are taken in turns, and are medians of `--rounds`; what counts is how they stand
-to each other, and on a busy machine the seconds of processor time of all threads.
+process_vm_readv. All figures of one run are taken in turns, and are medians of `--rounds`; what counts is how they
+stand to each other, and on a busy machine the seconds of processor time of all threads.
 """
 
 from __future__ import annotations
