@@ -34,6 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="leave out the tests that need a guest in QEMU")
     parser.addoption("--xen", action="store_true", help="on a Xen host in QEMU, too: some minutes more")
     parser.addoption("--torn", type=int, default=3, help="how often a busy guest is read (tests/test_torn_lab.py)")
+    parser.addoption(
+        "--debug-package", action="store_true", help="with kernels' debug packages, too: some 1.2 GB to fetch, once"
+    )
     parser.addoption("--all-kernels", action="store_true", help="on all of the lab's kernels, not on the usual two")
     parser.addoption(
         "--lab-keep", action="store_true", help="use the guests of `python -m tests.lab`, and leave them running"
@@ -60,6 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if (config.getoption("--no-lab") and item.get_closest_marker("lab"))
         or (_of_another_kernel(item) and not config.getoption("--all-kernels"))
         or (item.get_closest_marker("xen") and not config.getoption("--xen"))
+        or (item.get_closest_marker("debug_package") and not config.getoption("--debug-package"))
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

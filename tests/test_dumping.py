@@ -8,7 +8,9 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import blake3
 import numpy as np
 import pytest
 import zstandard
@@ -17,7 +19,7 @@ from elftools.elf.elffile import ELFFile
 from tests.synthetic import SyntheticGuest
 from tests.synthetic.guest import DIRECT, IMAGE, IMAGE_PA, IMAGE_SIZE, NOWHERE
 from tests.synthetic.layout import Layout
-from vmi_inside import dumping
+from vmi_inside import dumping, sink
 from vmi_inside.drivers.dump import open_dump
 from vmi_inside.drivers.mapped import MappedMemory
 from vmi_inside.errors import Unsupported, VmiError
@@ -53,12 +55,19 @@ def guest() -> Dumpable:
     return Dumpable()
 
 
-def dumped(guest: Dumpable, path: Path, form: str = "elf", compress: bool = False, **more: object) -> dumping.Dumped:
+def dumped(
+    guest: Dumpable,
+    path: Path,
+    form: str = "elf",
+    compress: bool = False,
+    checksum: str = "sha256",
+    **more: object,
+) -> dumping.Dumped:
     made = dumping.Dumped(str(path), form)
-    with dumping.new_dump(path, compress=compress) as sink:
-        dumping.write_dump(guest.kernel, sink, made, **more)  # type: ignore[arg-type]
-        sink.finish()
-        made.size, made.stored, made.sha256 = sink.size, sink.stored, sink.sha256
+    with sink.new_file(path, compress=compress, checksum=checksum) as file:
+        dumping.write_dump(guest.kernel, file, made, **more)  # type: ignore[arg-type]
+        file.finish()
+        made.size, made.stored, made.checksum = file.size, file.stored, file.checksum
     return made
 
 
@@ -71,7 +80,7 @@ def test_every_format_has_every_byte(guest: Dumpable, form: str, tmp_path: Path)
         assert bytes(memory.read(run.start, run.size) or b"") == array.tobytes()
     assert memory.runs == (tuple(guest.ram.runs) if form != "raw" else (Run(0, (4 << 30) + (48 << 20)),))
     raw = (tmp_path / "dump").read_bytes() if form != "raw" else b""
-    assert form == "raw" or made.sha256 == hashlib.sha256(raw).hexdigest()
+    assert form == "raw" or made.checksum == hashlib.sha256(raw).hexdigest()
     assert (tmp_path / "dump").stat().st_size == made.size
     assert (tmp_path / "dump").stat().st_mode & 0o777 == 0o600
     zeros = sum(int((~array.reshape(-1, 4096).any(axis=1)).sum()) << 12 for array in guest.ram.arrays)
@@ -86,12 +95,23 @@ def test_the_checksum_of_a_file_with_a_large_hole(guest: Dumpable, tmp_path: Pat
     parts = [(Run(0, 1 << 20), np.ones(1 << 20, np.uint8)), (Run(40 << 20, 1 << 20), np.ones(1 << 20, np.uint8))]
     guest.space.memory = MappedMemory(parts)
     made = dumped(guest, tmp_path / "dump", "raw")
-    assert made.sha256 == hashlib.sha256((tmp_path / "dump").read_bytes()).hexdigest()
+    assert made.checksum == hashlib.sha256((tmp_path / "dump").read_bytes()).hexdigest()
     assert made.size == 41 << 20
 
 
 def test_a_core_as_others_read_it(guest: Dumpable, tmp_path: Path) -> None:
-    states = [{"rip": IMAGE + 16, "rsp": DIRECT + 8, "eflags": 0x246, "cs": 0x10, "gs_base": (1 << 64) - 1}, {}]
+    states = [
+        {
+            "cr3": 0x1234000,
+            "k_gs_base": 5,
+            "rip": IMAGE + 16,
+            "rsp": DIRECT + 8,
+            "eflags": 0x246,
+            "cs": 0x10,
+            "gs_base": (1 << 64) - 1,
+        },
+        {},
+    ]
     made = dumped(guest, tmp_path / "core", registers=states)
     assert (made.vcpus, made.vmcoreinfo, made.notices) == (2, True, [])
     with (tmp_path / "core").open("rb") as file:
@@ -107,21 +127,55 @@ def test_a_core_as_others_read_it(guest: Dumpable, tmp_path: Path) -> None:
         assert all(each["p_filesz"] == each["p_memsz"] and not each["p_offset"] % 4096 for each in loads)
         assert loads[0]["p_offset"] == loads[1]["p_offset"] + IMAGE_PA
         notes = [note for each in elf.iter_segments() if each["p_type"] == "PT_NOTE" for note in each.iter_notes()]
-        assert [note["n_name"] for note in notes] == ["CORE", "CORE", "VMCOREINFO"]
+        assert [note["n_name"] for note in notes] == ["CORE", "CORE", "QEMU", "QEMU", "VMCOREINFO"]
         assert notes[-1]["n_descdata"] == INFO
+        assert loads[0]["p_align"] == 0  # else crash takes it for a netdump
     read = open_dump(tmp_path / "core").notes
     assert read.vmcoreinfo == INFO.decode()
     assert not read.damaged
     first, second = read.registers
     assert (first["rip"], first["rsp"], first["rflags"], first["cs"]) == (IMAGE + 16, DIRECT + 8, 0x246, 0x10)
-    assert first["gs_base"] == (1 << 64) - 1
+    assert (first["gs_base"], first["kernel_gs_base"], first["cr3"]) == ((1 << 64) - 1, 5, 0x1234000)
     assert set(second.values()) == {0}
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_other_checksums(guest: Dumpable, compress: bool, tmp_path: Path) -> None:
+    made = dumped(guest, tmp_path / "a", compress=compress, checksum="blake3")
+    assert made.checksum == blake3.blake3((tmp_path / "a").read_bytes()).hexdigest()
+    assert not dumped(guest, tmp_path / "b", compress=compress, checksum="none").checksum
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+class Restless(MappedMemory):
+    """Memory that is another at each look."""
+
+    def read(self, pa: int, size: int) -> bytes | memoryview | None:
+        self.array += 1
+        return super().read(pa, size)
+
+    def gather(self, pa: U64, out: U8) -> Mask:
+        self.array += 1
+        return super().gather(pa, out)
+
+    def __init__(self) -> None:
+        self.array = np.zeros(32 << 20, np.uint8)
+        super().__init__([(Run(0, len(self.array)), self.array)])
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_the_checksum_is_of_what_was_written_though_memory_changes(
+    guest: Dumpable, compress: bool, tmp_path: Path
+) -> None:
+    guest.space.memory = Restless()
+    made = dumped(guest, tmp_path / "dump", "raw", compress=compress)
+    assert made.checksum == hashlib.sha256((tmp_path / "dump").read_bytes()).hexdigest()
 
 
 def test_a_compressed_dump_is_the_same_file(guest: Dumpable, tmp_path: Path) -> None:
     plain, packed = dumped(guest, tmp_path / "a"), dumped(guest, tmp_path / "b", compress=True)
     raw = (tmp_path / "b").read_bytes()
-    assert hashlib.sha256(raw).hexdigest() == packed.sha256
+    assert hashlib.sha256(raw).hexdigest() == packed.checksum
     assert len(raw) == packed.size < plain.stored
     assert packed.zeros == plain.zeros
     with (tmp_path / "b").open("rb") as file:
@@ -205,11 +259,11 @@ def test_ranges_that_do_not_end_with_a_page(guest: Dumpable, tmp_path: Path) -> 
 def test_what_is_there_is_not_written_over(guest: Dumpable, tmp_path: Path) -> None:
     path = tmp_path / "dump"
     path.write_text("precious")
-    with pytest.raises(VmiError, match=r"there already; force=True"), dumping.new_dump(path):
+    with pytest.raises(VmiError, match=r"there already; force=True"), sink.new_file(path):
         pytest.fail("a file was opened")
-    with pytest.raises(VmiError, match="there already"), dumping.new_dump(tmp_path, force=True):
+    with pytest.raises(VmiError, match="there already"), sink.new_file(tmp_path, force=True):
         pytest.fail("a folder was opened")
-    with pytest.raises(VmiError, match="No such file"), dumping.new_dump(tmp_path / "none" / "dump"):
+    with pytest.raises(VmiError, match="No such file"), sink.new_file(tmp_path / "none" / "dump"):
         pytest.fail("a file was opened")
     assert path.read_text() == "precious"
     assert os.listdir(tmp_path) == ["dump"]
@@ -224,8 +278,8 @@ def test_of_a_dump_that_fails_nothing_is_left(guest: Dumpable, tmp_path: Path, e
     for compress in (False, True):
         path = tmp_path / "dump"
         made = dumping.Dumped(str(path), "elf")
-        with pytest.raises(BaseException), dumping.new_dump(path, compress=compress) as sink:  # noqa: B017, PT011
-            dumping.write_dump(guest.kernel, sink, made, progress=fail)
+        with pytest.raises(BaseException), sink.new_file(path, compress=compress) as file:  # noqa: B017, PT011
+            dumping.write_dump(guest.kernel, file, made, progress=fail)
         assert os.listdir(tmp_path) == []
 
 
@@ -249,8 +303,14 @@ def test_a_disk_that_is_full(guest: Dumpable, tmp_path: Path, compress: bool) ->
     assert os.listdir(tmp_path) == []
 
 
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(Unsupported, match=r"vmi-inside\[zstd\]"), dumping.new_dump(tmp_path / "d", compress=True):
+@pytest.mark.parametrize(
+    ("package", "extra", "asked"),
+    [("zstandard", "zstd", {"compress": True}), ("blake3", "blake3", {"checksum": "blake3"})],
+)
+def test_without_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, extra: str, asked: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(Unsupported, match=rf"vmi-inside\[{extra}\]"), sink.new_file(tmp_path / "d", **asked):
         pytest.fail("a file was opened")
     assert os.listdir(tmp_path) == []

@@ -139,6 +139,33 @@ def test_drgn_opens_a_core(lab_boot: Callable[..., LabGuest], kernel: str, tmp_p
     assert program.read(address + offset, len(name)) == name.encode()  # modules are mapped by page tables alone
 
 
+@pytest.mark.skipif(
+    shutil.which("makedumpfile") is None and not os.environ.get("CI"), reason="makedumpfile is not installed"
+)
+@pytest.mark.filterwarnings("ignore:.*pages were left out:vmi_inside.guest.Notice")
+@pytest.mark.parametrize("shape", [{}, {"cpu": "la57-off"}], ids=["la57", "la57-off"])
+def test_makedumpfile_opens_a_core(lab_boot: Callable[..., LabGuest], shape: dict[str, str], tmp_path: Path) -> None:
+    """It finds the kernel's log, and leaves out what is not the kernel's; what it makes can be read as before."""
+    guest = lab_boot(**shape)
+    core, log, small = tmp_path / "core", tmp_path / "log", tmp_path / "small"
+    with guest.attach() as seen:
+        made = seen.dump(core)
+    with vmi_inside.attach(f"file:{core}") as image:
+        told = image.kernel_log().text.tolist()
+        names = {row.pid: row.name for row in image.processes(columns=("pid", "name"))}
+    for words in (["--dump-dmesg", str(core), str(log)], ["-l", "-d", "31", str(core), str(small)]):
+        done = subprocess.run(["makedumpfile", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    lines = log.read_text("utf-8", "replace").splitlines()
+    assert len(lines) >= len(told) > 100
+    assert lines[0].endswith(told[0].splitlines()[0])
+    assert lines[-1].endswith(told[-1].splitlines()[-1])
+    assert small.stat().st_size < made.stored // 2
+    with vmi_inside.attach(f"file:{small}") as image:
+        assert {row.pid: row.name for row in image.processes(columns=("pid", "name"))} == names
+        assert len(image.kernel_modules()) > 5
+
+
 def test_the_command(shared: LabGuest, tmp_path: Path) -> None:
     path = tmp_path / "core"
     done = run(shared, "dump", shared.name, str(path), "--pause")

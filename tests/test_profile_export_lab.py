@@ -7,10 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from libvmi import Libvmi, VMIConfig
+from libvmi.libvmi import VMIOS
 
+import vmi_inside
 from tests.lab.guest import LabGuest
 from vmi_inside import __version__
 from vmi_inside.errors import NoMember
@@ -22,6 +26,7 @@ from vmi_inside.profile.rekall import libvmi, rekall, system_map
 from vmi_inside.profiles import profiles, remove
 
 STRUCTS = ("task_struct", "mm_struct", "file", "sock_common", "module", "cred", "net", "super_block", "inode")
+MEMBERS = (("task_struct", "tasks"), ("task_struct", "comm"), ("mm_struct", "pgd"), ("file", "f_pos"), ("cred", "euid"))
 SECTIONS = {"$METADATA", "$STRUCTS", "$CONSTANTS", "$FUNCTIONS", "$ENUMS", "$REVENUMS", "$CONSTANT_TYPES"}
 
 
@@ -70,6 +75,53 @@ def test_system_map_and_libvmis_entry(lab_guest: LabGuest) -> None:
     task = profile.struct("task_struct")
     assert f"linux_tasks = {task.member('tasks').offset:#x};" in entry
     assert f"linux_kaslr = {profile.slide:#x};" in entry
+
+
+def test_libvmi_itself_takes_them(lab_boot: Callable[..., LabGuest], tmp_path: Path) -> None:
+    """The list of processes by LibVMI's reading, with symbols and offsets that it has from the entry.
+
+    Its FILE driver knows no registers, from which it would learn how pages are translated: that is done by us. Its
+    wheel's json-c has no unsigned numbers, so that addresses of symbols are asked for by System.map alone.
+    """
+    raw = tmp_path / "guest.raw"
+    with lab_boot(cpu="la57-off").attach() as seen:
+        seen.dump(raw, format="raw")
+    with vmi_inside.attach(f"file:{raw}") as image:
+        profile, space = image.kernel.profile, image.kernel.space
+        names = {row.pid: row.name for row in image.processes(columns=("pid", "name"))}
+        map_path = tmp_path / "System.map"
+        map_path.write_text("".join(f"{line}\n" for line in system_map(profile)))
+        entry = libvmi(profile, space.root, "x", "sysmap", str(map_path))
+        with Libvmi(str(raw), config_mode=VMIConfig.STRING, config=entry[entry.index("{") :]) as theirs:
+            assert theirs.get_ostype() == VMIOS.LINUX
+            for symbol in ("init_task", "linux_banner", "schedule", "_text"):
+                assert theirs.translate_ksym2v(symbol) == profile.symbol(symbol)
+            tasks, pid, comm = (theirs.get_offset(f"linux_{name}") for name in ("tasks", "pid", "name"))
+            head = at = theirs.translate_ksym2v("init_task") + tasks
+            found: dict[int, bytes] = {}
+            for _ in range(len(names) + 2):
+                number = theirs.read_32_pa(space.translate_one(at - tasks + pid))
+                found[number] = theirs.read_pa(space.translate_one(at - tasks + comm), 16)[0].partition(b"\0")[0]
+                at = theirs.read_64_pa(space.translate_one(at))
+                if at == head:
+                    break
+        assert found.keys() - {0} == names.keys()
+        plain = {number: name for number, name in names.items() if name.isidentifier() and len(name) < 16}
+        assert len(plain) > 30
+        assert {number: found[number].decode() for number in plain} == plain
+        hints = " ".join(
+            line for line in entry.splitlines() if "init_task" in line or "kaslr" in line or "kpgd" in line
+        )
+        table = isf(profile, __version__)
+        forms = {"rekall_profile": rekall(table, profile.release), "volatility_ist": table}
+        for key, told in forms.items():
+            path = tmp_path / f"{key}.json"
+            path.write_text(json.dumps(told))
+            config = f'{{ostype = "Linux"; {key} = "{path}"; {hints}}}'
+            with Libvmi(str(raw), config_mode=VMIConfig.STRING, config=config) as theirs:
+                for struct, member in MEMBERS:
+                    expected = profile.struct(struct).member(member).offset
+                    assert theirs.get_kernel_struct_offset(struct, member) == expected, f"{key}: {struct}.{member}"
 
 
 def test_plain(lab_guest: LabGuest) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import lzma
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,13 +16,18 @@ import vmi_inside
 from tests.lab.guest import LabGuest
 from vmi_inside import __version__
 from vmi_inside.errors import UnknownKernel, WrongProfile
-from vmi_inside.guest import Guest
+from vmi_inside.guest import Guest, _watch
 from vmi_inside.profile.isf import isf
 from vmi_inside.profile.rekall import rekall, system_map
 
 STRUCTS = ("task_struct", "mm_struct", "sock_common", "module", "inode", "super_block", "net")
 COLUMNS = ("pid", "parent", "name", "uid", "state", "cmdline")
+COMMAND = [sys.executable, "-W", "error", "-m", "vmi_inside.cli"]
 Robbed = tuple[Path, Path, dict[str, Path], Guest]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
 
 
 def wipe(guest: Guest, image: bytearray, first: str, last: str) -> None:
@@ -88,6 +95,35 @@ def test_every_form_serves(robbed: Robbed, names: str, tmp_path: Path) -> None:
             assert len(rows) > 50
             assert len(seen.kernel_modules()) > 5
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::vmi_inside.guest.Notice")
+def test_questions_and_comparisons_take_one(robbed: Robbed) -> None:
+    _, nameless, files, _ = robbed
+    image = f"file:{nameless}"
+    given = ["--profile", str(files["isf.json"])]
+    asked = run("sql", image, "select name from processes where pid = 1", "--format", "csv", *given)
+    assert asked.stdout.splitlines()[-1] == "workload", asked.stderr
+    compared = run("diff", image, image, "-t", "processes", *given)
+    assert (compared.returncode, compared.stderr) == (0, "")
+    assert run("sql", image, "select 1 from processes").returncode != 0
+
+
+def test_who_lets_a_guest_go_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is: with a profile that is gone nothing can be done, and the file is named."""
+    monkeypatch.chdir(tmp_path)
+    with _watch("qmp:/nowhere", None, False, "a.json,b.json") as watcher:
+        words = Path(f"/proc/{watcher.pid}/cmdline").read_bytes().split(b"\0")
+        assert f"{tmp_path}/a.json,{tmp_path}/b.json".encode() in words
+        assert watcher.stdin is not None
+        watcher.stdin.close()
+    code = "from vmi_inside.rescue import main; main()"
+    arguments = [sys.executable, "-c", code, "qmp:/nowhere", "", "", f"{tmp_path}/a.json"]
+    done = subprocess.run(
+        arguments, input=b"+", capture_output=True, check=False, cwd=Path(vmi_inside.__file__).parents[1]
+    )
+    assert b"could not be let go" in done.stderr
+    assert b"a.json" in done.stderr
 
 
 def test_another_kernels_is_refused_and_both_are_named(robbed: Robbed, tmp_path: Path) -> None:

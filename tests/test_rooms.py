@@ -15,12 +15,12 @@ ROOT = Path(vmi_inside.__file__).parent
 #: Floors from the ground up; rooms of one floor do not know each other, but for what `BESIDE` says.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "elf", "newfile"),
-    ("memory", "arch", "scan"),
+    ("memory", "arch", "scan", "sink"),
     ("drivers", "space"),
     ("profile",),
     ("structs", "ragged", "walk", "maple", "rbtree", "xarray", "table", "kernel"),
     ("linux", "windows"),
-    ("control",),
+    ("control", "corefile"),
     ("tables",),
     ("domains", "snapshot", "dumping", "debugging"),
     ("guest", "saved", "diff", "available", "profiles"),

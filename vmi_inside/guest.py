@@ -238,6 +238,7 @@ class Guest(Tables, ProcessControls, GateControls):
         compress: bool = False,
         pause: bool = False,
         registers: bool = True,
+        checksum: str = "sha256",
         force: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Dumped:
@@ -245,29 +246,30 @@ class Guest(Tables, ProcessControls, GateControls):
 
         The guest goes on meanwhile, so that what is in there is of several moments, unless `pause`, which needs
         `attach(pausing=True)`; a core then has the vCPUs' `registers`, too. Pages of zeros are holes in the file;
-        `compress` makes a zstd stream of it. `progress` is told how many bytes of how many were read.
+        `compress` makes a zstd stream of it. `checksum` is sha256, blake3 (some times as fast) or none. `progress` is
+        told how many bytes of how many were read.
 
         Raises `VmiError` when the file cannot be written, and nothing is left of it then; `Unsupported`, `GuestGone`.
         """
-        from vmi_inside import dumping
+        from vmi_inside import dumping, sink
 
         if format not in dumping.FORMATS:
             raise Unsupported(f"no format of dumps is called {format!r}; there are {', '.join(dumping.FORMATS)}")
-        made = dumping.Dumped(os.fspath(path), format)
+        made = dumping.Dumped(os.fspath(path), format, algorithm=checksum)
         if pause and self.machine is None:
             raise Unsupported(f"{self.name}: it cannot be paused; attach with pausing=True, or dump it as it runs")
         began = time.monotonic()
-        with dumping.new_dump(path, compress=compress, force=force) as sink:
+        with sink.new_file(path, compress=compress, checksum=checksum, force=force) as file:
             with ExitStack() as held:
                 states: list[dict[str, int]] = []
                 if pause:
                     states = self._hold(held, made, registers and format == "elf")
-                dumping.write_dump(self.kernel, sink, made, registers=states, progress=progress)
+                dumping.write_dump(self.kernel, file, made, registers=states, progress=progress)
             if self._live:
                 self._verified = 0.0
                 self._check(True)
-            sink.finish()
-            made.size, made.stored, made.sha256 = sink.size, sink.stored, sink.sha256
+            file.finish()
+            made.size, made.stored, made.checksum = file.size, file.stored, file.checksum
         made.seconds = time.monotonic() - began
         return made
 
@@ -404,20 +406,21 @@ def attach(
             refused = refused or error
             continue
         if machine is not None:
-            guest.watch = partial(_watch, target, connect, writable)
+            guest.watch = partial(_watch, target, connect, writable, os.fspath(profile or ""))
         for notice in guest.notices:
             warnings.warn(f"{name}: {notice}", Notice, stacklevel=2)
         return guest
     raise refused or AttachError(f"{target}: there is nothing to attach to")
 
 
-def _watch(target: str, connect: str | None, writable: bool) -> subprocess.Popen[bytes]:
+def _watch(target: str, connect: str | None, writable: bool, profile: str) -> subprocess.Popen[bytes]:
     """A process that outlives this one, and lets the guest go if this one has not."""
     import subprocess
 
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = f"import sys; sys.path.insert(0, {root!r}); from vmi_inside.rescue import main; main()"
-    words = [target, connect or "", "writable" if writable else ""]
+    files = ",".join(os.path.abspath(each) for each in profile.split(",") if each)
+    words = [target, connect or "", "writable" if writable else "", files]
     # In a session of its own: a Ctrl-C is for us, and a terminal that is closed must not end it. It may live on for
     # some time after us, when nobody is to wait for the ends of our pipes: what it has to say goes to the system's log.
     return subprocess.Popen(

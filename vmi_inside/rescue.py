@@ -19,22 +19,24 @@ _WAIT: Final = 2.0
 
 
 def main() -> None:
-    """Wait for the controller's end, and put right what it left. Arguments: target, connect, writable."""
+    """Wait for the controller's end, and put right what it left. Arguments: target, connect, writable, profile."""
     last = b""
     while chunk := os.read(sys.stdin.fileno(), 4096):
         last = chunk[-1:]
     if last == b"+":
-        _rescue(*sys.argv[1:4])
+        _rescue(*sys.argv[1:5])
 
 
-def _rescue(target: str, connect: str, writable: str) -> None:
+def _rescue(target: str, connect: str, writable: str, profile: str) -> None:
     from vmi_inside.errors import GuestGone, NoSuchDomain, NotRunning, VmiError
     from vmi_inside.guest import attach
 
     warnings.simplefilter("ignore")
     for left in reversed(range(_TRIES)):
         try:
-            with attach(target, connect=connect or None, writable=bool(writable), pausing=True) as guest:
+            with attach(
+                target, connect=connect or None, writable=bool(writable), pausing=True, profile=profile or None
+            ) as guest:
                 guest.watch = None
                 guest.recover()
             return

@@ -28,6 +28,7 @@ needed() {
     exists /usr/share/doc/busybox-static || echo busybox-static
     program gcc || echo gcc
     program gdb || echo gdb
+    program makedumpfile || echo makedumpfile
     exists /usr/include/stdio.h || echo libc6-dev
     exists /usr/include/linux/if_tun.h || echo linux-libc-dev
     program mkfs.ext4 || echo e2fsprogs

@@ -11,7 +11,7 @@ import click
 
 from vmi_inside.cli import complete
 from vmi_inside.cli.fields import Field, plain
-from vmi_inside.cli.options import Target, connect_option, output_options
+from vmi_inside.cli.options import Target, connect_option, output_options, profile_option
 from vmi_inside.cli.output import Output
 from vmi_inside.cli.snapshot import listed, tables_option
 
@@ -42,9 +42,16 @@ Examples:
 @click.option("--wait", type=click.FloatRange(0, 86400), metavar="SECONDS", help="Read BEFORE again after so long.")
 @tables_option
 @connect_option
+@profile_option
 @output_options
 def diff(
-    before: str, after: str | None, wait: float | None, tables: tuple[str, ...], connect: str | None, output: Output
+    before: str,
+    after: str | None,
+    wait: float | None,
+    tables: tuple[str, ...],
+    connect: str | None,
+    profile_file: str | None,
+    output: Output,
 ) -> None:
     """What came, went and changed between two readings.
 
@@ -59,19 +66,19 @@ def diff(
     fields = output.choose(compared.Changes.schema, _SHOWN)
     names = listed(tables)
     with ExitStack() as stack:
-        first = _taken(before, connect, names, output, stack)
+        first = _taken(Target(before, connect, profile=profile_file), names, output, stack)
         if wait is not None:
             time.sleep(wait)
-        second = _taken(after or before, connect, names, output, stack)
+        second = _taken(Target(after or before, connect, profile=profile_file), names, output, stack)
     common = [name for name in first.tables if name in second.tables]
     found = compared.diff(first, second, names or [name for name in USUAL if name in common] or common)
     output.write(output.ordered(found), fields)
 
 
-def _taken(name: str, connect: str | None, tables: list[str], output: Output, stack: ExitStack) -> Snapshot:
-    if name.startswith(KEPT):
+def _taken(target: Target, tables: list[str], output: Output, stack: ExitStack) -> Snapshot:
+    if target.name.startswith(KEPT):
         from vmi_inside import saved
 
-        return saved.load(Path(name.removeprefix(KEPT)))
-    guest = stack.enter_context(Target(name, connect).attach(output))
+        return saved.load(Path(target.name.removeprefix(KEPT)))
+    guest = stack.enter_context(target.attach(output))
     return guest.snapshot(*tables)

@@ -80,6 +80,14 @@ def connect_option(command: Command) -> Command:
     )(command)  # fmt: skip
 
 
+def profile_option(command: Command) -> Command:
+    """--profile, given to the command as `profile_file`."""
+    return click.option(
+        "--profile", "profile_file", metavar="FILE,...",
+        help="For a kernel whose memory does not tell: ISF, Rekall's JSON, a System.map, BTF, or a vmlinux with BTF.",
+    )(command)  # fmt: skip
+
+
 def target_options(command: Command) -> Command:
     """TARGET, --connect, --raw-split and --profile, given to the command as `target`."""
 
@@ -89,10 +97,7 @@ def target_options(command: Command) -> Command:
         "--raw-split", type=size, metavar="SIZE",
         help="Raw dumps only: how much RAM lies below 4 GiB; the rest of the file is RAM from 4 GiB up.",
     )  # fmt: skip
-    @click.option(
-        "--profile", "profile_file", metavar="FILE,...",
-        help="For a kernel whose memory does not tell: ISF, Rekall's JSON, a System.map, BTF, or a vmlinux with BTF.",
-    )  # fmt: skip
+    @profile_option
     @functools.wraps(command)
     def wrapped(
         *args: Any, name: str, connect: str | None, raw_split: int | None, profile_file: str | None, **kwargs: Any

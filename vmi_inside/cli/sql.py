@@ -12,7 +12,7 @@ import click
 from vmi_inside.cli import complete
 from vmi_inside.cli.diff import KEPT
 from vmi_inside.cli.fields import plain
-from vmi_inside.cli.options import Target, connect_option, output_options
+from vmi_inside.cli.options import Target, connect_option, output_options, profile_option
 from vmi_inside.cli.output import Output
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ Examples:
 @click.argument("names", nargs=-1, metavar="[TARGET]...", shell_complete=complete.targets)
 @click.argument("text", metavar="QUERY")
 @connect_option
+@profile_option
 @output_options
-def sql(names: tuple[str, ...], text: str, connect: str | None, output: Output) -> None:
+def sql(names: tuple[str, ...], text: str, connect: str | None, profile_file: str | None, output: Output) -> None:
     """Ask guests' tables in SQL (DuckDB's).
 
     QUERY is a SELECT; - reads it from stdin. Its tables are those that `.tables` lists, with a column `guest` before
@@ -51,18 +52,19 @@ def sql(names: tuple[str, ...], text: str, connect: str | None, output: Output) 
     if not names:
         raise click.UsageError("Missing argument 'TARGET...': which guest is to be asked?")
     with ExitStack() as stack:
-        found = asked.query([_source(name, connect, output, stack) for name in names], text)
+        targets = [Target(name, connect, profile=profile_file) for name in names]
+        found = asked.query([_source(each, output, stack) for each in targets], text)
     fields = output.choose(found.columns, plain(*found.columns))
     output.write(output.ordered(found), fields)
 
 
-def _source(name: str, connect: str | None, output: Output, stack: ExitStack) -> Source:
+def _source(target: Target, output: Output, stack: ExitStack) -> Source:
     """A guest, or a snapshot that was kept."""
-    if name.startswith(KEPT):
+    if target.name.startswith(KEPT):
         from vmi_inside import saved
 
-        return saved.load(Path(name.removeprefix(KEPT)))
-    return stack.enter_context(Target(name, connect).attach(output))
+        return saved.load(Path(target.name.removeprefix(KEPT)))
+    return stack.enter_context(target.attach(output))
 
 
 def _told(text: str, output: Output) -> None:

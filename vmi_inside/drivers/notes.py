@@ -1,6 +1,7 @@
 """The notes of a dump: what stands beside the memory, in ELF's note format (kdump files use it too).
 
-Knows NT_PRSTATUS, QEMU's CPU state and VMCOREINFO. Where the notes lie is told by `elfcore` and `kdump`.
+Knows NT_PRSTATUS, QEMU's CPU state and VMCOREINFO, read and written. Where the notes lie is told by `elfcore` and
+`kdump`, and by `corefile` for dumps of ours.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from vmi_inside import elf
+
 NT_PRSTATUS: Final = 1
 LARGEST: Final = 16 << 20  # bytes of notes that are looked at: 8,192 CPUs of QEMU's notes are 7 MiB
 _HEAD: Final = struct.Struct("<III")
 
-# struct user_regs_struct (arch/x86/include/asm/user_64.h), behind 112 bytes of struct elf_prstatus.
+# struct elf_prstatus (include/linux/elfcore.h): the number of the process, here of the CPU, in its first 112 bytes;
+# then struct user_regs_struct (arch/x86/include/asm/user_64.h); no fpu.
 _PRSTATUS: Final = struct.Struct("<112x27Q8x")
+_PRSTATUS_WRITTEN: Final = struct.Struct("<32xi76x27Q8x")
 _PRSTATUS_NAMES: Final = (  # noqa: SIM905
     "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs rflags rsp ss fs_base gs_base ds es fs "
     "gs"
@@ -26,6 +31,8 @@ _PRSTATUS_NAMES: Final = (  # noqa: SIM905
 _QEMU: Final = struct.Struct("<II18Q" + 10 * "IIIIQ" + "5Q")
 _QEMU_GENERAL: Final = "rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags".split()  # noqa: SIM905
 _QEMU_SEGMENTS: Final = "cs ds es fs gs ss ldt tr gdt idt".split()  # noqa: SIM905
+_QEMU_CONTROL: Final = tuple(f"cr{number}" for number in range(5))
+_QEMU_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +86,12 @@ class Notes:
             if note.name != "QEMU" or note.type or len(note.data) < _QEMU.size:
                 continue
             version, _, *words = _QEMU.unpack_from(note.data)
-            if version != 1:
+            if version != _QEMU_VERSION:
                 continue
             state = dict(zip(_QEMU_GENERAL, words, strict=False))
             for name, at in zip(_QEMU_SEGMENTS, range(18, 68, 5), strict=True):
                 state[name], state[f"{name}_base"] = words[at], words[at + 4]
-            state |= {f"cr{number}": value for number, value in enumerate(words[68:])}
+            state |= dict(zip(_QEMU_CONTROL, words[68:], strict=True))
             if len(note.data) >= _QEMU.size + 8:
                 (state["kernel_gs_base"],) = struct.unpack_from("<Q", note.data, _QEMU.size)
             yield state
@@ -93,3 +100,27 @@ class Notes:
         for note in self.all:
             if note.name == "CORE" and note.type == NT_PRSTATUS and len(note.data) == _PRSTATUS.size:
                 yield dict(zip(_PRSTATUS_NAMES, _PRSTATUS.unpack(note.data), strict=True))
+
+
+def prstatus(number: int, state: Mapping[str, int]) -> bytes:
+    """NT_PRSTATUS of the vCPU of that number, from 0; `state` by gdb's names. As in QEMU's dumps the first is 1."""
+    words = (_word(state, "eflags" if name == "rflags" else name) for name in _PRSTATUS_NAMES)
+    return elf.note("CORE", NT_PRSTATUS, _PRSTATUS_WRITTEN.pack(number + 1, *words))
+
+
+def qemu_state(state: Mapping[str, int]) -> bytes:
+    """The note in which QEMU tells a vCPU's state; `state` by gdb's names.
+
+    A gdb stub tells neither the segments' limits and attributes nor the descriptor tables: they are zeros. By this note
+    crash knows a dump of a machine that was stopped from outside, and it has the control registers.
+    """
+    words = [_word(state, "eflags" if name == "rflags" else name) for name in _QEMU_GENERAL]
+    for name in _QEMU_SEGMENTS:
+        words += [_word(state, name) & 0xFFFFFFFF, 0, 0, 0, _word(state, f"{name}_base")]
+    words += [_word(state, name) for name in _QEMU_CONTROL]
+    data = struct.pack("<Q", _word(state, "k_gs_base"))
+    return elf.note("QEMU", 0, _QEMU.pack(_QEMU_VERSION, _QEMU.size + len(data), *words) + data)
+
+
+def _word(state: Mapping[str, int], name: str) -> int:
+    return state.get(name, 0) & (1 << 64) - 1

@@ -1,7 +1,7 @@
 """What a debugger needs to know of a kernel to open a dump of its memory.
 
 Knows the text that kernels keep for those who dump them (VMCOREINFO: kernel/vmcore_info.c, kernel/crash_core.c before
-6.9), and where they map all memory and themselves. What a dump's file looks like is left to `dumping`.
+6.9), and where they map all memory and themselves. What a dump's file looks like is left to `corefile`.
 """
 
 from __future__ import annotations

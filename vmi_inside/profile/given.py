@@ -11,6 +11,7 @@ import binascii
 import gzip
 import json
 import lzma
+import mmap
 import re
 import struct
 import zlib
@@ -33,6 +34,7 @@ _MAP_LINE: Final = re.compile(rb"([0-9a-f]{16}) ([A-Za-z]) (\S+)$", re.MULTILINE
 #: By these two kernel builds are told apart: the first are far from each other, the last are changed often.
 _SIGNS: Final = ("linux_banner", "init_task", "init_uts_ns", "schedule", "_etext", "_end")
 _STRUCTS: Final = ("task_struct", "mm_struct", "file", "inode", "sock", "net", "module", "super_block")
+_ELF: Final = b"\x7fELF"
 _FIRST_MOVING: Final = 0xFFFF_FFFF_8000_0000
 
 
@@ -90,6 +92,10 @@ def _load(path: Path) -> Given:
     try:
         if path.stat().st_size > _SIZE_LIMIT:
             raise WrongProfile(f"{path} is too large for a profile")
+        with path.open("rb") as file:
+            if file.read(4) == _ELF:  # with debug information hundreds of megabytes, of which few are looked at
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+                    return Given(str(path), Btf(_section(whole, path)))
         raw = path.read_bytes()
         if raw[:6] == b"\xfd7zXZ\0":
             raw = lzma.LZMADecompressor(memlimit=_SIZE_LIMIT).decompress(raw, _SIZE_LIMIT)
@@ -101,8 +107,6 @@ def _load(path: Path) -> Given:
         raise WrongProfile(f"{path} is damaged: {error}") from error
     if raw[:3] == btf.MAGIC:
         return Given(str(path), Btf(raw))
-    if raw[:4] == b"\x7fELF":
-        return Given(str(path), Btf(_section(raw, path)))
     if raw.lstrip()[:1] == b"{":
         return _json(raw, path)
     lines = _MAP_LINE.findall(raw)
@@ -158,7 +162,7 @@ def _symbols(told: Iterable[tuple[int, str, str]]) -> Symbols:
     return Symbols(text, starts, values, fixed)
 
 
-def _section(raw: bytes, path: Path) -> bytes:
+def _section(raw: bytes | mmap.mmap, path: Path) -> bytes:
     """The section `.BTF` of a 64-bit little-endian ELF file."""
     try:
         table, size, count, names = struct.unpack_from("<Q10xHHH", raw, 0x28)
