@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from vmi_inside.control.gates.place import spare_words
 
 import vmi_inside
 from tests.lab.guest import LabGuest
 from vmi_inside.control import machine
 from vmi_inside.control.borrow import borrow
+from vmi_inside.control.gates.holes import spare_words
 from vmi_inside.control.groups import in_cgroup, in_group
 from vmi_inside.control.places import KERNEL, pieces
 from vmi_inside.errors import Busy, Conflict, ControlError, MemoryFault, NotUndoable, Unsafe, Unsupported, VmiError
