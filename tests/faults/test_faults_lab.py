@@ -21,7 +21,7 @@ from tests.lab.libvirt import Daemon
 
 #: What is tried in each short run, beside what comes by chance: a gate that is being placed.
 ALWAYS = ("QEMU is killed", "panics", "SIGKILL")
-SECONDS, ROUNDS = 10, 6
+SECONDS, ROUNDS = 6, 4
 #: Those that cost no long waits; all of them with VMI_FAULTS_ALL in the environment.
 DEEDS = tuple(MISDEEDS) if os.environ.get("VMI_FAULTS_ALL") else ("late", "rubbish", "a list")
 

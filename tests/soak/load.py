@@ -32,7 +32,10 @@ class Load:
 
     def done(self) -> tuple[float, float]:
         """Turns of the computing loop, and network exchanges, by now."""
-        told = self._lab.ask("cat /run/spun /run/exercise/busy 2>/dev/null", check=False).splitlines()
+        for _ in range(20):  # a file is empty for a moment whenever it is written
+            told = self._lab.ask("cat /run/spun /run/exercise/busy 2>/dev/null", check=False).splitlines()
+            if len(told) > len(NETWORK) and told[0].isdigit():
+                break
         spun = int(told[0]) if told and told[0].isdigit() else 0
         counts = {line.split()[0]: int(line.split()[1]) for line in told[1:] if len(line.split()) > 1}
         return float(spun), float(sum(counts.get(name, 0) for name in NETWORK))

@@ -24,7 +24,7 @@ def test_a_short_soak(lab_boot: Callable[..., LabGuest], tmp_path: Path, monkeyp
     before = re.findall(complaint, lab.ask("dmesg"))
     try:
         with lab.attach(writable=True) as guest:
-            made = soak(guest, load, seconds=12, turn=6)
+            made = soak(guest, load, seconds=8, turn=4)
     finally:
         load.stop()
     assert not made.errors
