@@ -14,8 +14,8 @@ import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
-from vmi_inside import __version__
-from vmi_inside.errors import UnknownKernel, WrongProfile
+from vmi_inside import __version__, rescue
+from vmi_inside.errors import GuestGone, UnknownKernel, WrongProfile
 from vmi_inside.guest import Guest, _watch
 from vmi_inside.profile.isf import isf
 from vmi_inside.profile.rekall import rekall, system_map
@@ -110,20 +110,22 @@ def test_questions_and_comparisons_take_one(robbed: Robbed) -> None:
 
 
 def test_who_lets_a_guest_go_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever it is: with a profile that is gone nothing can be done, and the file is named."""
+    """Wherever it is started."""
     monkeypatch.chdir(tmp_path)
     with _watch("qmp:/nowhere", None, False, "a.json,b.json") as watcher:
         words = Path(f"/proc/{watcher.pid}/cmdline").read_bytes().split(b"\0")
         assert f"{tmp_path}/a.json,{tmp_path}/b.json".encode() in words
         assert watcher.stdin is not None
         watcher.stdin.close()
-    code = "from vmi_inside.rescue import main; main()"
-    arguments = [sys.executable, "-c", code, "qmp:/nowhere", "", "", f"{tmp_path}/a.json"]
-    done = subprocess.run(
-        arguments, input=b"+", capture_output=True, check=False, cwd=Path(vmi_inside.__file__).parents[1]
-    )
-    assert b"could not be let go" in done.stderr
-    assert b"a.json" in done.stderr
+    asked: list[dict[str, object]] = []
+
+    def attach(target: str, **options: object) -> None:
+        asked.append({"target": target, **options})
+        raise GuestGone(target)
+
+    monkeypatch.setattr("vmi_inside.guest.attach", attach)
+    rescue._rescue("qmp:/nowhere", "", "", f"{tmp_path}/a.json")
+    assert [one["profile"] for one in asked] == [f"{tmp_path}/a.json"]
 
 
 def test_another_kernels_is_refused_and_both_are_named(robbed: Robbed, tmp_path: Path) -> None:
