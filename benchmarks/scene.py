@@ -41,6 +41,7 @@ class Scene:
     libvmi: str = ""  # an entry for libvmi.conf
     folder: str = ""
     text: int = 0  # the virtual address of `READ`
+    text_physical: int = 0
     turn: int = 0  # how often it was read
 
     def next(self) -> int:
@@ -72,6 +73,7 @@ def prepare(label: str, guest: LabGuest, folder: Path, vmlinux: Path | None) -> 
         scene.vmcoreinfo = str(folder / "vmcoreinfo")
         runs = [(int(run.start), int(run.size)) for run in seen.memory.runs]
         scene.text = seen.kernel.symbol(READ)
+        scene.text_physical = seen.kernel.space.translate_one(scene.text)
     scene.ram_file = ram_file(guest.pid)
     if scene.ram_file:
         scene.segments = segments(runs, Path(scene.ram_file).stat().st_size)

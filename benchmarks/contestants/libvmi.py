@@ -1,7 +1,8 @@
 """LibVMI (the PyPI wheel, its FILE driver) on the RAM file of the running guest, with a profile that vmi-inside made.
 
 It has no tables of its own: its documentation's example of a process list is followed, one read a member. Sockets and
-open files are not written there, nor here.
+open files are not written there, nor here. Its FILE driver has no registers and does not find a current kernel's page
+tables; so what is read is told it by physical addresses.
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ class Contestant:
         return [self.vmi.translate_ksym2v(name) for name in SYMBOLS]
 
     def read_page(self) -> Any:
-        return self.vmi.read_va(self.scene.next(), 0, 4 * KIB)[0]
+        return self.vmi.read_pa(self.scene.next() - self.scene.text + self.scene.text_physical, 4 * KIB)[0]
 
     def read_bulk(self) -> Any:
-        return self.vmi.read_va(self.scene.next(), 0, MIB)[0]
+        return self.vmi.read_pa(self.scene.next() - self.scene.text + self.scene.text_physical, MIB)[0]
 
     def plain(self, question: str, answer: Any) -> Any:
         if question == "processes":
