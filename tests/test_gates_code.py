@@ -12,8 +12,8 @@ import pytest
 import unicorn
 from unicorn import x86_const as x86
 
+from vmi_inside.control.assemble import Assembler, At
 from vmi_inside.control.gates import layout, operations, stub
-from vmi_inside.control.gates.assemble import Assembler, At
 from vmi_inside.control.gates.layout import Rule, Scope, State
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.operations import OPERATIONS

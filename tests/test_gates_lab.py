@@ -18,7 +18,7 @@ import pytest
 import vmi_inside
 from tests.lab.guest import LabGuest
 from vmi_inside.control.gates.entries import find_entry
-from vmi_inside.control.gates.place import spare_words
+from vmi_inside.control.gates.holes import spare_words
 from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.machine import HARDWARE
 from vmi_inside.errors import Conflict, ControlError, Unsafe, Unsupported

@@ -14,13 +14,14 @@ from tests.synthetic.ram import LARGE, NX, PRESENT, WRITE
 from tests.synthetic.structs import NEWER
 from vmi_inside.control.gates import layout
 from vmi_inside.control.gates.entries import find_entry
+from vmi_inside.control.gates.holes import holes, spare_words
 from vmi_inside.control.gates.layout import Hook, Rule, Scope, State
 from vmi_inside.control.gates.listing import Gates, gates
 from vmi_inside.control.gates.operations import OPERATIONS
-from vmi_inside.control.gates.place import access, holes, is_padding, padding, spare_words
 from vmi_inside.control.gates.rules import Subject, descendants, find, tasks
 from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.gates.tracing import Records
+from vmi_inside.control.padding import access, is_padding, padding
 from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, PageFault, Unsafe, Unsupported
 from vmi_inside.linux.gated import AREA_SIZE, gated
@@ -160,10 +161,10 @@ def rule(**more: object) -> Rule:
 
 
 def test_room_is_the_end_of_the_padding(guest: GatedGuest) -> None:
-    assert padding(guest.kernel) == BASE
-    assert is_padding(guest.kernel, BASE)
+    assert padding(guest.kernel, AREA_SIZE) == BASE
+    assert is_padding(guest.kernel, BASE, AREA_SIZE)
     guest.write(BASE - 1, b"\x90")
-    assert not is_padding(guest.kernel, BASE)
+    assert not is_padding(guest.kernel, BASE, AREA_SIZE)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_where_there_is_no_room_it_is_said(guest: GatedGuest, lie: str) -> None:
     else:
         guest.map_image(NX | LARGE | PRESENT if lie == "not executable" else 0)
     with pytest.raises(Unsupported, match="no room for code"):
-        padding(guest.kernel)
+        padding(guest.kernel, AREA_SIZE)
     table = gates(guest.kernel)
     assert not len(table)
     assert "no room for code" in table.notes[0]

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from vmi_inside.control.assemble import Assembler, At
 from vmi_inside.control.gates import layout
-from vmi_inside.control.gates.assemble import Assembler, At
 from vmi_inside.control.gates.layout import Scope
 from vmi_inside.control.gates.offsets import Offsets
 

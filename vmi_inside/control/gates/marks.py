@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from vmi_inside.control.gates import rules
 from vmi_inside.control.gates.changes import Change
+from vmi_inside.control.gates.holes import holes
 from vmi_inside.control.gates.layout import Rule, Scope, State
-from vmi_inside.control.gates.place import holes
 from vmi_inside.control.gates.rules import Found
 from vmi_inside.errors import ControlError
 from vmi_inside.kernel import Kernel

@@ -15,12 +15,13 @@ import numpy as np
 from vmi_inside.control.gates import layout, marks
 from vmi_inside.control.gates.changes import Change, Plan
 from vmi_inside.control.gates.entries import SIZE, Entry, find_entry
+from vmi_inside.control.gates.holes import spare_words
 from vmi_inside.control.gates.layout import CODE_AT, Hook, NotOurs, State
 from vmi_inside.control.gates.offsets import Offsets, find_offsets
 from vmi_inside.control.gates.operations import OPERATIONS, Operation
-from vmi_inside.control.gates.place import PADDING, is_padding, padding, spare_words
 from vmi_inside.control.gates.stub import Code, Numbers, Target, assemble
 from vmi_inside.control.gates.tracing import Records
+from vmi_inside.control.padding import PADDING, is_padding, padding
 from vmi_inside.errors import Conflict, Unsafe, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.gated import AREA_SIZE
@@ -38,7 +39,7 @@ class Site:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.base = padding(kernel)
+        self.base = padding(kernel, AREA_SIZE)
         self.offsets: Offsets = find_offsets(kernel)
         self._codes: dict[int, Code] = {}
         self._records: Records | None = None
@@ -72,7 +73,7 @@ class Site:
         try:
             return layout.decode(self.base, raw), raw
         except NotOurs as error:
-            if raw == _EMPTY and is_padding(self.kernel, self.base):
+            if raw == _EMPTY and is_padding(self.kernel, self.base, AREA_SIZE):
                 return None, raw
             raise Conflict(
                 f"the room for gates at {self.base:#x} holds something else ({error}); nothing was changed"

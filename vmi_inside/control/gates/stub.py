@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from vmi_inside.control.assemble import Assembler, At
 from vmi_inside.control.gates import layout
-from vmi_inside.control.gates.assemble import Assembler, At
 from vmi_inside.control.gates.judge import AF_INET, AF_INET6, SIMPLE, SOCK_DGRAM, SOCK_STREAM, Judge
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.operations import LAST_FAMILY, NO_SOCKET, Kind

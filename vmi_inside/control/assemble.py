@@ -1,6 +1,6 @@
-"""A small x86_64 assembler: the few instructions that gates are made of, at the address where they will run.
+"""A small x86_64 assembler: the few instructions that code of ours is made of, at the address where they will run.
 
-Knows encodings (Intel SDM, volume 2) and labels. What the code does is `stub`'s matter.
+Knows encodings (Intel SDM, volume 2) and labels. What the code does is left to `deferred` and `gates`.
 """
 
 from __future__ import annotations
