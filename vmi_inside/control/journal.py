@@ -2,8 +2,9 @@
 
 Knows entries and their states, as records of the store tell them. Writing to guests is left to `transaction`.
 
-An entry's records: `begin`; one `writes` for each group of writes, before they are made; then `done`, or `put back`,
-or `broken`. An entry with none of these three was left by a controller that died.
+An entry's records: `begin`; one `writes` for each group of writes, before they are made; `taken back` when all of these
+were put back, and the change goes on; then `done`, or `put back`, or `broken`. An entry with none of these three was
+left by a controller that died.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ State = Literal["open", "done", "put back", "broken", "undone"]
 #: The records that end an entry.
 _ENDS: Final[dict[str, State]] = {"done": "done", "put back": "put back", "broken": "broken"}
 UNDO: Final = "undo"
+_TAKEN_BACK: Final = "taken back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ class Journal:
                 continue
             if event == "writes":
                 entry.writes += tuple(_writes(record.get("writes")))
+            elif event == _TAKEN_BACK:
+                entry.writes = ()
             elif event in _ENDS:
                 entry.state = _ENDS[str(event)]
                 if isinstance(record.get("detail"), dict):
@@ -130,6 +134,11 @@ class Journal:
         new = tuple(writes)
         self._store.append({"id": entry.id, "event": "writes", "writes": [one.to_json() for one in new]})
         entry.writes += new
+
+    def taken_back(self, entry: Entry) -> None:
+        """All that was written was put back."""
+        self._store.append({"id": entry.id, "event": _TAKEN_BACK})
+        entry.writes = ()
 
     def end(self, entry: Entry, state: State) -> None:
         """How the entry ended: done, put back or broken."""

@@ -126,6 +126,16 @@ class Pausing:
                 yield pause
 
     @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside a pause that is `free_to_run`: the guest runs for the length of the block, and stands again behind."""
+        self.machine.resume()
+        try:
+            yield
+        finally:
+            with uninterrupted():
+                self.machine.pause()
+
+    @contextmanager
     def debugger(self) -> Iterator[Debugger]:
         """A hold on the vCPUs. The guest must be paused. Raises `Busy`."""
         if self.shared is not None:

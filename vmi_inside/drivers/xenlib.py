@@ -192,6 +192,11 @@ class Xen:
         finally:
             _libc.free(at)
 
+    def store(self, path: str, value: bytes) -> None:
+        """Put a value into the xenstore; whoever watches that path is told, also of the value that stood there."""
+        if not self._xs or not self._store.xs_write(self._xs, 0, path.encode(), value, len(value)):
+            raise AttachError(f"{path}: the xenstore does not take it: {os.strerror(ctypes.get_errno())}")
+
     def pause(self, number: int) -> None:
         """Stop all vCPUs; they stand when this returns."""
         self._call(self._control.xc_domain_pause, number)
@@ -344,6 +349,7 @@ def _declare(control: Any, memory: Any, store: Any) -> None:
         (memory, "xenforeignmemory_unmap", ctypes.c_int, (pointer, pointer, size)),
         (store, "xs_open", pointer, (ctypes.c_ulong,)),
         (store, "xs_close", None, (pointer,)),
+        (store, "xs_write", ctypes.c_bool, (pointer, number, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint)),
         (store, "xs_read", pointer, (pointer, number, ctypes.c_char_p, pointer)),
     ):
         function = getattr(library, name)
