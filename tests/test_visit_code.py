@@ -148,6 +148,19 @@ def test_it_goes_on_when_nobody_tells_it_anything() -> None:
     assert vcpu.word == GONE
 
 
+def test_what_it_is_told_while_the_guest_stands_is_done_however_late() -> None:
+    vcpu, called = Vcpu(dataclasses.replace(VISIT, patience=0)), []
+    vcpu.uc.hook_add(unicorn.UC_HOOK_CODE, lambda *_: called.append(True), begin=FUNCTION, end=FUNCTION)
+    start = PAGE + CODE_AT
+    lines = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64).disasm(assemble(VISIT)[CODE_AT:], start)
+    [looked] = [line.address for line in lines if line.mnemonic == "pause"]
+    vcpu.uc.emu_start(start, looked)  # it has seen no command, and is about to look at the time
+    vcpu.tell(1, FUNCTION)
+    assert vcpu.run()
+    assert called == [True]
+    assert vcpu.word == GONE
+
+
 def test_every_byte_is_an_instruction() -> None:
     code = assemble(VISIT)[CODE_AT:]
     lines = list(capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64).disasm(code, PAGE + CODE_AT))

@@ -30,13 +30,13 @@ from vmi_inside.control.transaction import Change
 from vmi_inside.control.visit_code import ANSWER, CODE_AT, COMMAND, GONE, ORDER, Visit, assemble
 from vmi_inside.errors import ControlError, NoMember, NoSymbol, Unsafe, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.types import PAGE_SIZE
+from vmi_inside.types import MASK64, PAGE_SIZE
 
 DOORS: Final = ("xen_hvm_evtchn_do_upcall", "xen_evtchn_do_upcall")
 #: Seconds: for a vCPU to come; for one to wait for a command; between two rings; between two looks; for all vCPUs to
 #: leave the code, and how long the guest runs between two looks whether they have.
 PATIENCE: Final = 10.0
-_ITS_PATIENCE: Final = 8.0
+_ITS_PATIENCE: Final = 4.0
 _RING: Final = 0.3
 _LOOK: Final = 0.002
 _LEAVING: Final = 15.0
@@ -48,7 +48,7 @@ _TICKS: Final = 1 << 31
 
 
 class Visitor:
-    """The vCPU that waits. See `borrow.Caller`."""
+    """The vCPU that waits. The guest stands but for the calls. See `borrow.Caller`."""
 
     def __init__(self, change: Change, visit: Visit, stack: int) -> None:
         self._change = change
@@ -68,26 +68,25 @@ class Visitor:
         if not address:
             raise ControlError("there is no function at address 0")
         with uninterrupted():
-            self._tell(address, *(one & (1 << 64) - 1 for one in arguments))
-            deadline = time.monotonic() + timeout
-            while True:
-                done, value = ANSWER.unpack(self._kernel.space.read(self._stack, ANSWER.size))
-                if self._kernel.space.read_u64(self._visit.word) != self._stack:
-                    raise Unsafe(
-                        f"the vCPU has waited for {_ITS_PATIENCE:g} s and gone on; "
-                        f"whether {function} was called is not known"
-                    )
-                if done == self._number:
-                    return int(value)
-                if time.monotonic() > deadline:
-                    raise Unsafe(
-                        f"{function} has not returned in {timeout:g} s; the vCPU that it was called on is in it"
-                    )
-                time.sleep(_LOOK)
+            self._tell(address, *(one & MASK64 for one in arguments))
+            with self._change.running():
+                return self._answer(str(function), timeout)
 
     def leave(self) -> None:
-        """Let it go on."""
+        """Let it go on, when the guest runs."""
         self._tell(0)
+
+    def _answer(self, function: str, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        while True:
+            done, value = ANSWER.unpack(self._kernel.space.read(self._stack, ANSWER.size))
+            if self._kernel.space.read_u64(self._visit.word) != self._stack:
+                raise Unsafe(f"the vCPU has gone on by itself; whether {function} was called is not known")
+            if done == self._number:
+                return int(value)
+            if time.monotonic() > deadline:
+                raise Unsafe(f"{function} has not returned in {timeout:g} s; the vCPU that it was called on is in it")
+            time.sleep(_LOOK)
 
     def _tell(self, function: int, *arguments: int) -> None:
         self._number += 1
@@ -113,11 +112,12 @@ def visited(change: Change, machine: Ringing, *, clean: bool) -> Iterator[Visito
     change.apply([(visit.page, code, bytes([PADDING]) * len(code)), (entry_at, jump, nop)], code=True)
     try:
         with change.running():
-            visitor = Visitor(change, visit, _come(kernel, machine, visit))
-            try:
-                yield visitor
-            finally:
-                visitor.leave()
+            stack = _come(kernel, machine, visit)
+        visitor = Visitor(change, visit, stack)
+        try:
+            yield visitor
+        finally:
+            visitor.leave()
     finally:
         with uninterrupted():
             change.take_back()

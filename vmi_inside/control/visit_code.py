@@ -80,6 +80,9 @@ def assemble(visit: Visit) -> bytes:
     asm.move("rdx", visit.patience)
     asm.reckon("cmp", "rax", "rdx")
     asm.jump_if("b", "look")
+    asm.load("rax", At(None, visit.page))  # time passes while the guest stands, and commands are given then
+    asm.reckon("cmp", "rax", "rbx")
+    asm.jump_if("ne", "command")
     asm.label("gone")
     asm.move("rax", GONE)
     asm.store(At(None, visit.word), "rax")

@@ -20,7 +20,10 @@ from tests.lab import CACHE, LabError
 from tests.lab.kernels import MODULES, Kernel, apt_config, keep, load_order, locked, module_name, run
 
 _SUITE: Final = "bookworm"
-_PACKAGES: Final = ("xen-hypervisor-4.17-amd64", "xen-utils-4.17", "python3", "libstdc++6", "busybox-static")
+_PACKAGES: Final = (
+    "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "python3", "libstdc++6", "busybox-static",
+    "libvirt-daemon", "libvirt-daemon-driver-xen", "python3-libvirt",
+)  # fmt: skip
 _KERNEL: Final = "linux-image-amd64"
 _PYTHON: Final = "3.11"  # bookworm's
 _WHEELS: Final = ("numpy>=2", "click>=8.1", "rich>=13", "platformdirs>=4")
