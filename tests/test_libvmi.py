@@ -192,7 +192,7 @@ def test_without_the_package(image: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_which_drivers_there_are(capfd: pytest.CaptureFixture[str]) -> None:
     rows = {row.driver: row for row in drivers("test:///default")}
-    assert list(rows) == ["libvirt", "qmp", "file", "libvmi-file", "libvmi-xen", "libvmi-kvm"]
+    assert list(rows) == ["libvirt", "qmp", "xen", "file", "libvmi-file", "libvmi-xen", "libvmi-kvm"]
     assert all(rows[name].available for name in ("libvirt", "qmp", "file", "libvmi-file"))
     for row in rows.values():
         assert row.available or row.reason

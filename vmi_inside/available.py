@@ -35,6 +35,7 @@ def drivers(connect: str | None = None) -> Drivers:
     rows = [
         ("libvirt", "NAME", "domains of libvirt, QEMU and KVM", *_tried(partial(_libvirt, connect))),
         ("qmp", "qmp:SOCKET", "QEMU without libvirt", *_tried(_qmp)),
+        ("xen", "xen:NAME", "PV and PVH guests of this Xen host", *_tried(_xen)),
         ("file", "file:PATH", "dumps: raw, ELF core, kdump, LiME", True, _codecs()),
         *_libvmi(),
     ]
@@ -66,6 +67,13 @@ def _libvirt(connect: str | None) -> str:
 
 def _qmp() -> str:
     return "" if _there("qemu") and _there("qemu.qmp") else "QEMU's package is missing: pip install 'vmi-inside[qmp]'"
+
+
+def _xen() -> str:
+    from vmi_inside.drivers import xen
+
+    xen.list_domains()
+    return ""
 
 
 def _codecs() -> str:

@@ -304,6 +304,11 @@ def reachable(domain: Domain) -> str | None:
     return None
 
 
+def possible(domain: Domain) -> str:
+    """What can be done with a domain that can be attached to: through a remote libvirt it is only read."""
+    return "read, control" if domain.local else "read"
+
+
 def qemu_pid(domain: Domain) -> int | None:
     """The process on this host that runs `domain`, or None. Raises `AttachError` when several say that they do."""
     if domain.driver != _QEMU or not domain.local or domain.id is None:

@@ -32,7 +32,7 @@ from vmi_inside.errors import (
     WrongProfile,
 )
 from vmi_inside.kernel import Kernel
-from vmi_inside.memory import Holding, PhysicalMemory, Releasing
+from vmi_inside.memory import Holding, Paravirtual, PhysicalMemory, Releasing
 from vmi_inside.profile.cache import Cache
 from vmi_inside.profile.learn import Learned, learn
 from vmi_inside.space import AddressSpace
@@ -258,6 +258,11 @@ class Guest(Tables, ProcessControls, GateControls):
         made = dumping.Dumped(os.fspath(path), format, algorithm=checksum)
         if pause and self.machine is None:
             raise Unsupported(f"{self.name}: it cannot be paused; attach with pausing=True, or dump it as it runs")
+        if isinstance(self.memory, Paravirtual):
+            raise Unsupported(
+                f"{self.name}: the page tables of a Xen PV guest hold machine frames, which nobody could follow in a "
+                "dump of its own memory; xl dump-core writes one of both"
+            )
         began = time.monotonic()
         with sink.new_file(path, compress=compress, checksum=checksum, force=force) as file:
             with ExitStack() as held:
@@ -325,6 +330,7 @@ class Guests(Table):
     memory: I64  # bytes
     attachable: Mask
     reason: Text  # why it is not
+    possible: Text  # what can be done with it: read; read, control
 
 
 def guests(connect: str | None = None) -> Guests:
@@ -350,6 +356,9 @@ def guests(connect: str | None = None) -> Guests:
         "memory": np.array([domain.memory for domain in found], dtype=np.int64),
         "attachable": np.array([not reason for reason in reasons], dtype=np.bool_),
         "reason": text(reasons),
+        "possible": text(
+            "" if reason else domains.possible(domain) for domain, reason in zip(found, reasons, strict=True)
+        ),
         "fault": text("" for _ in found),
     })  # fmt: skip
 
@@ -387,7 +396,7 @@ def attach(
     prefix, colon, rest = target.partition(":")
     if colon and prefix in TARGETS:
         if not rest:
-            raise AttachError(f"{target}: there is nothing behind the colon; write {prefix}:PATH")
+            raise AttachError(f"{target}: there is nothing behind the colon; write {prefix}:{_BEHIND[prefix]}")
         opened = TARGETS[prefix](rest, Access(raw_split, None, writable, pausing))
     else:
         opened = _domain(target, Access(raw_split, connect, writable, pausing))
@@ -523,3 +532,4 @@ def _machine(memory: PhysicalMemory, opened: Callable[[], Machine], access: Acce
 TARGETS: Final[dict[str, Callable[[str, Access], Opened]]] = {
     "file": _file, "qmp": _qmp, "libvmi": _libvmi, "xen": _xen,
 }  # fmt: skip
+_BEHIND: Final = {"file": "PATH", "qmp": "SOCKET", "libvmi": "NAME", "xen": "NAME"}

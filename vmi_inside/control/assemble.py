@@ -20,6 +20,8 @@ CONDITIONS: Final = {"b": 2, "ae": 3, "e": 4, "ne": 5, "be": 6, "a": 7, "s": 8, 
 #: `op r/m, imm` by the digit in ModRM; `op r, r/m` is eight times the digit, plus 3.
 _ARITHMETIC: Final = {"add": 0, "or": 1, "and": 4, "sub": 5, "xor": 6, "cmp": 7}
 _REX_W: Final = 8
+_PLAIN: Final = {"ret": b"\xc3\xcc", "cli": b"\xfa", "pushfq": b"\x9c", "popfq": b"\x9d", "int3": b"\xcc",
+                 "pause": b"\xf3\x90", "rdtsc": b"\x0f\x31", "endbr64": b"\xf3\x0f\x1e\xfa"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,11 @@ class Assembler:
     def store(self, to: At, register: str, size: int = 8) -> None:
         """The lower `size` bytes, 8 or 4, of a register go to memory."""
         self._memory(b"\x89", REGISTERS[register], to, wide=size == 8)
+
+    def exchange_if_equal(self, at: At, register: str) -> None:
+        """`lock cmpxchg`: where the 64-bit number at `at` is rax, it becomes the register; or else rax becomes it."""
+        self._code += b"\xf0"
+        self._memory(b"\x0f\xb1", REGISTERS[register], at, wide=True)
 
     def load_gs(self, to: str, address: int) -> None:
         """`to` = the 64-bit number at gs:`address`, an address or offset that fits 32 signed bits."""
@@ -172,10 +179,7 @@ class Assembler:
 
     def plain(self, name: str) -> None:
         """An instruction without operands."""
-        self._code += {
-            "ret": b"\xc3\xcc", "cli": b"\xfa", "pushfq": b"\x9c", "popfq": b"\x9d", "int3": b"\xcc",
-            "endbr64": b"\xf3\x0f\x1e\xfa",
-        }[name]  # fmt: skip
+        self._code += _PLAIN[name]
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
-from vmi_inside.control.machine import HARDWARE, Debugger
+from vmi_inside.control.machine import HARDWARE, Ringing, Steering
 from vmi_inside.control.pausing import uninterrupted
 from vmi_inside.control.places import KERNEL, pieces
+from vmi_inside.control.sleepers import current_offset
 from vmi_inside.control.transaction import Change
 from vmi_inside.errors import ControlError, MemoryFault, NoMember, NoSymbol, Unsafe, Unsupported
 from vmi_inside.kernel import Kernel
@@ -55,10 +56,18 @@ _BREATH: Final = 0.003
 TIMEOUT: Final = 5.0
 
 
+class Caller(Protocol):
+    """A vCPU on which functions of the kernel can be called, with interrupts off: they must not sleep."""
+
+    def call(self, function: str | int, *arguments: int, timeout: float = TIMEOUT) -> int:
+        """Call one, by its name or address, with up to six integers; gives RAX. See `Borrowed.call`."""
+        ...
+
+
 class Borrowed:
     """A vCPU in hand. Functions that are called run with interrupts off and must not sleep."""
 
-    def __init__(self, kernel: Kernel, debugger: Debugger, vcpu: int, saved: Mapping[str, int], skip: int) -> None:
+    def __init__(self, kernel: Kernel, debugger: Steering, vcpu: int, saved: Mapping[str, int], skip: int) -> None:
         self.kernel = kernel
         #: Which one it is.
         self.vcpu = vcpu
@@ -105,7 +114,7 @@ class Borrowed:
 
     def _count_place(self) -> int:
         """The physical address of the vCPU's preemption count."""
-        return pieces(self.kernel, KERNEL, self._saved["gs_base"] + _count_offset(self.kernel) & MASK64, 4)[0].pa
+        return pieces(self.kernel, KERNEL, self._saved["gs_base"] + preempt_offset(self.kernel) & MASK64, 4)[0].pa
 
     def _give_up(
         self, function: str | int, timeout: float, now: Mapping[str, int], count: int, counted: bytes
@@ -131,21 +140,31 @@ def check(kernel: Kernel) -> None:
 
 
 @contextmanager
-def borrow(change: Change, *, clean: bool = True, patience: float | None = None) -> Iterator[Borrowed]:
+def borrow(change: Change, *, clean: bool = True, patience: float | None = None) -> Iterator[Caller]:
     """Have a vCPU at a place where functions may be called. `change` is a transaction that lasts.
 
     `clean` wants one that was interrupted where no lock is held: in a user's code, in the idle loop, or in kernel code
     that may be preempted. Without it, what is called may take only locks that are taken with interrupts off. Raises
     `Unsafe` when no vCPU comes in `patience` seconds (PATIENCE, or CLEAN_PATIENCE), `Unsupported` on kernels that have
     no such place.
+
+    Where a debugger cannot lead vCPUs to a place, but the machine can be rung for (Xen), one comes by itself: `visit`.
     """
     kernel = change.kernel
     change.run_freely()
+    debugger = change.debugger
+    if not isinstance(debugger, Steering):
+        if not isinstance(change.machine, Ringing):
+            raise Unsupported(f"{change.machine.name}: no vCPU can be borrowed on this kind of machine")
+        from vmi_inside.control.visit import visited
+
+        with visited(change, change.machine, clean=clean) as visitor:
+            yield visitor
+        return
     if patience is None:
         patience = CLEAN_PATIENCE if clean else PATIENCE
     place, skip = _place(kernel)
     change.hold(points=[[HARDWARE, place, 1]])
-    debugger = change.debugger
     debugger.set(HARDWARE, place)
     try:
         vcpu, saved = _bring(kernel, debugger, place, skip, clean, patience)
@@ -172,7 +191,7 @@ def _place(kernel: Kernel) -> tuple[int, int]:
 
 
 def _bring(
-    kernel: Kernel, debugger: Debugger, place: int, skip: int, clean: bool, patience: float
+    kernel: Kernel, debugger: Steering, place: int, skip: int, clean: bool, patience: float
 ) -> tuple[int, dict[str, int]]:
     """Interrupt vCPUs until one stands at the place in a fit state; its number and registers."""
     deadline = time.monotonic() + patience
@@ -205,7 +224,7 @@ def _bring(
             raise Unsafe(f"no safe moment to borrow a vCPU in {patience:g} s: {reason}; nothing was done")
 
 
-def _pass(debugger: Debugger, place: int, skip: int, but: int = -1) -> None:
+def _pass(debugger: Steering, place: int, skip: int, but: int = -1) -> None:
     """Lead vCPUs that stand at the place over its first instruction, which does nothing."""
     for vcpu in range(len(debugger.threads)):
         if vcpu != but and debugger.registers(vcpu)["rip"] == place:
@@ -234,23 +253,21 @@ def _unfit(kernel: Kernel, registers: Mapping[str, int], clean: bool) -> str:
 
 
 def _preempt_count(kernel: Kernel, base: int) -> int:
-    """The preemption count of the CPU whose per-CPU data is at `base` (in `pcpu_hot` from 6.2 to 6.14)."""
-    return int.from_bytes(kernel.space.read((base + _count_offset(kernel)) & MASK64, 4), "little") & 0x7FFF_FFFF
+    """The preemption count of the CPU whose per-CPU data is at `base`."""
+    return int.from_bytes(kernel.space.read((base + preempt_offset(kernel)) & MASK64, 4), "little") & 0x7FFF_FFFF
 
 
-def _count_offset(kernel: Kernel) -> int:
+def preempt_offset(kernel: Kernel) -> int:
+    """Where each CPU has its preemption count, relative to its per-CPU area (in `pcpu_hot` from 6.2 to 6.14)."""
     offset = kernel.profile.find_symbol("__preempt_count")
-    if offset is None:
-        offset = kernel.symbol("pcpu_hot") + kernel.struct("pcpu_hot").member("preempt_count").offset
-    return offset
+    if offset is not None:
+        return offset
+    return kernel.symbol("pcpu_hot") + kernel.struct("pcpu_hot").member("preempt_count").offset
 
 
 def _current(kernel: Kernel) -> int:
-    """The per-CPU offset of the pointer to the running task (in `pcpu_hot` from 6.2 to 6.14)."""
-    offset = kernel.profile.find_symbol("current_task")
-    if offset is not None:
-        return offset
+    """The per-CPU offset of the pointer to the running task."""
     try:
-        return kernel.symbol("pcpu_hot") + kernel.struct("pcpu_hot").member("current_task").offset
+        return current_offset(kernel)
     except NoMember as error:
         raise Unsupported(f"no vCPU can be borrowed: {error}") from error

@@ -228,13 +228,20 @@ class Controls:
 
     def _recover(self, told: dict[str, Any]) -> None:
         """Finish what a controller began that died. The guest stands still."""
+        from vmi_inside.control.machine import Steering
+
         if told.get("stub"):
             self._pausing.machine.end_debugger()
+        if told.get("room"):
+            from vmi_inside.control.visit import vacate
+
+            vacate(self.kernel, self._pausing, told["room"])
         if told.get("points"):
             with self._pausing.debugger() as debugger:
                 for point in told["points"]:
                     with suppress(ControlError):  # it was not set yet, or taken away already
-                        debugger.clear(*map(int, point))
+                        if isinstance(debugger, Steering):
+                            debugger.clear(*map(int, point))
         if isinstance(self.memory, WritableMemory):
             self._transactions.recover()
 

@@ -3,8 +3,9 @@
 Knows entries and their states, as records of the store tell them. Writing to guests is left to `transaction`.
 
 An entry's records: `begin`, with the writes that are planned; one `writes` for each group of writes, before they are
-made; a `note` where there is more to say meanwhile; then `done`, or `put back`, or `broken`. An entry with none of
-these three was left by a controller that died.
+made; `taken back` when all of these were put back, and the change goes on; a `note` where there is more to say
+meanwhile; then `done`, or `put back`, or `broken`. An entry with none of these three was left by a controller that
+died.
 
 What is planned gets to the disk before the guest is paused. In the pause a record only says that it is made now, and
 need not get there at once: it outlives a controller that dies, and a host that dies takes the guest along.
@@ -26,6 +27,7 @@ State = Literal["open", "done", "put back", "broken", "undone"]
 _ENDS: Final[dict[str, State]] = {"done": "done", "put back": "put back", "broken": "broken"}
 UNDO: Final = "undo"
 _NOTE: Final = "note"
+_TAKEN_BACK: Final = "taken back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ class Journal:
                 continue
             if event == "writes":
                 entry.writes += tuple(_writes(record.get("writes"), entry.planned))
+            elif event == _TAKEN_BACK:
+                entry.writes = ()
             elif event == _NOTE and isinstance(record.get("detail"), dict):
                 entry.detail = record["detail"]
             elif event in _ENDS:
@@ -158,6 +162,11 @@ class Journal:
         foreseen = all((one.space, one.address, len(one.new)) in places for one in new)
         self._store.append({"id": entry.id, "event": "writes", "writes": told}, sync=not foreseen)
         entry.writes += new
+
+    def taken_back(self, entry: Entry) -> None:
+        """All that was written was put back."""
+        self._store.append({"id": entry.id, "event": _TAKEN_BACK})
+        entry.writes = ()
 
     def note(self, entry: Entry) -> None:
         """What its detail says by now, for who finds the entry open. It gets to the disk with the next `sync`."""

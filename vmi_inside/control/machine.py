@@ -48,6 +48,11 @@ class Debugger(Protocol):
         """Write memory so that translated code is translated anew."""
         ...
 
+
+@runtime_checkable
+class Steering(Debugger, Protocol):
+    """A debugger that lets vCPUs run, to places where they stop."""
+
     def set(self, kind: int, address: int, size: int = 1) -> None:
         """Set a breakpoint at a virtual address."""
         ...
@@ -117,4 +122,13 @@ class Debuggable(Protocol):
 
     def stub(self) -> AbstractContextManager[str]:
         """Readiness for a debugger of somebody's own, which connects to the UNIX socket of that path. Raises `Busy`."""
+        ...
+
+
+@runtime_checkable
+class Ringing(Protocol):
+    """What a machine can do beside, whose guest comes when it is rung for."""
+
+    def ring(self) -> None:
+        """Have a vCPU take an interrupt that is an event of Xen's, soon. Raises `Unsafe`, `Unsupported`."""
         ...

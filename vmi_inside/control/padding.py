@@ -2,7 +2,8 @@
 
 Knows that x86_64 kernels fill their entry text up to 2 MiB with `int3` (arch/x86/kernel/vmlinux.lds.S,
 ALIGN_ENTRY_TEXT_END). Who has which part of it, from the end down: gates (`linux.gated`), a page that stays padding,
-a page for calls (`deferred`), and another one that stays padding. Nothing here writes.
+a page for calls (`deferred`), one that stays padding, a page for calls by who comes by (`visit`), and another one that
+stays padding. Nothing here writes.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
-from vmi_inside.control.machine import Debugger, Machine
+from vmi_inside.control.machine import Debugger, Machine, Steering
 from vmi_inside.control.store import Store
 from vmi_inside.errors import GuestGone, VmiError
 
@@ -130,6 +130,16 @@ class Pausing:
                 yield pause
 
     @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside a pause that is `free_to_run`: the guest runs for the length of the block, and stands again behind."""
+        self.machine.resume()
+        try:
+            yield
+        finally:
+            with uninterrupted():
+                self.machine.pause()
+
+    @contextmanager
     def debugger(self) -> Iterator[Debugger]:
         """A hold on the vCPUs. The guest must be paused. Raises `Busy`."""
         if self.shared is not None:
@@ -139,7 +149,8 @@ class Pausing:
             try:
                 yield self._own
             finally:
-                self._own.release()
+                if isinstance(self._own, Steering):
+                    self._own.release()
             return
         if self._connect is not None:
             with self._connect() as debugger:
@@ -205,7 +216,7 @@ class Pausing:
         except GuestGone:
             raise
         except VmiError as error:
-            if self._own is None:
+            if not isinstance(self._own, Steering):
                 raise
             self._own.cont()
             self.machine.notices.append(f"the guest was let go by its debugger: {error}")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vmi_inside.control.borrow import Borrowed, borrow
+from vmi_inside.control.borrow import borrow
 from vmi_inside.control.places import find_process, started
 from vmi_inside.control.transaction import Change
 from vmi_inside.errors import ControlError, Unsafe
@@ -120,4 +120,4 @@ def _signed(value: int) -> int:
     return ((value & 0xFFFF_FFFF) ^ 0x8000_0000) - 0x8000_0000
 
 
-__all__ = ["Borrowed", "Target", "name", "send", "set_nice", "targets"]
+__all__ = ["Target", "name", "send", "set_nice", "targets"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Final
 
 from vmi_inside.control.boot import boot_identity
 from vmi_inside.control.journal import UNDO, Entry, Journal, Write
-from vmi_inside.control.machine import Debugger
+from vmi_inside.control.machine import Debugger, Machine
 from vmi_inside.control.pausing import Pause, Pausing, uninterrupted
 from vmi_inside.control.places import KERNEL, Piece, Spaces, pieces
 from vmi_inside.control.rehearsal import Changing, Rehearsal, checked
@@ -36,10 +36,12 @@ class Change:
         self.kernel = kernel
         #: The journal's entry of this change.
         self.entry = entry
+        #: Who holds the guest meanwhile.
+        self.pausing = pausing
         self._memory = memory
-        self._pausing = pausing
         self._journal = journal
         self._exits = ExitStack()
+        self._guards: list[Callable[[], None]] = []
 
     @property
     def detail(self) -> dict[str, Any]:
@@ -54,16 +56,34 @@ class Change:
     @cached_property
     def debugger(self) -> Debugger:
         """A hold on the vCPUs, taken when first asked for. Raises `Busy` when another debugger has it."""
-        return self._exits.enter_context(self._pausing.debugger())
+        return self._exits.enter_context(self.pausing.debugger())
 
     def run_freely(self) -> None:
         """Raise `Unsafe` when the guest stands still for another's sake, too, and must not be let run."""
-        if not self._pausing.free_to_run:
+        if not self.pausing.free_to_run:
             raise Unsafe("the guest is paused, and its kernel can do nothing meanwhile; let it run first")
 
+    @property
+    def machine(self) -> Machine:
+        """The machine that is held."""
+        return self.pausing.machine
+
     def hold(self, **told: Any) -> None:
-        """Tell whoever comes after us, if we die, what must be let go of: `points` are breakpoints."""
-        self._pausing.tell(**told)
+        """Tell whoever comes after us, if we die, what must be let go of.
+
+        `points` are breakpoints, `room` is one of `visit`'s.
+        """
+        self.pausing.tell(**told)
+
+    def running(self) -> AbstractContextManager[None]:
+        """A block in which the guest runs; registers are to be read anew afterwards. Raises `Unsafe`."""
+        self.run_freely()
+        self.__dict__.pop("registers", None)
+        return self.pausing.running()
+
+    def guard(self, free: Callable[[], None]) -> None:
+        """Have this called before anything is put back: it raises `Unsafe` where that must not be done."""
+        self._guards.append(free)
 
     @cached_property
     def registers(self) -> tuple[dict[str, int], ...]:
@@ -102,7 +122,7 @@ class Change:
     @property
     def pause(self) -> Pause:
         """The pause that this change is made in; how long it was is known afterwards."""
-        pause = self._pausing.current
+        pause = self.pausing.current
         if pause is None:
             raise ControlError("the change is over")
         return pause
@@ -156,6 +176,8 @@ class Change:
 
         What was a process's that has ended is somebody else's by now, and is left alone.
         """
+        for free in self._guards:
+            free()
         spaces = Spaces(self.kernel)
         for one in reversed(self.entry.writes):
             if not spaces.there(one.space):
@@ -170,6 +192,17 @@ class Change:
                     f"{_place(one)} holds {_shown(stands)}, which is neither what was there before nor after"
                 )
             self._put(one, where, one.old)
+
+    def take_back(self) -> None:
+        """Put back all that was written so far, as what was needed for the length of the change only."""
+        self.put_back()
+        self._journal.taken_back(self.entry)
+        self._guards.clear()
+
+    def settle(self, address: int, data: bytes) -> None:
+        """Write what the journal need not know of: a word that nothing uses, back to what it held."""
+        for one in pieces(self.kernel, KERNEL, address, len(data), write=True):
+            self._memory.write(one.pa, data[one.start : one.end])
 
     def close(self) -> None:
         """Let go of the vCPUs."""

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import overload
 
-from vmi_inside.control.machine import Debugger
+from vmi_inside.control.machine import Debugger, Steering
 from vmi_inside.control.pausing import Pausing
-from vmi_inside.errors import ControlError
+from vmi_inside.errors import ControlError, Unsupported
 
 
 class Vcpu:
@@ -60,7 +60,7 @@ class Vcpus(Sequence[Vcpu]):
         self._count = 0
         self.standing: set[int] = set()
         self._hold: ExitStack | None = None
-        self._debugger: Debugger | None = None
+        self._debugger: Steering | None = None
         self._depth = 0  # blocks in which all stand
 
     def __len__(self) -> int:
@@ -90,7 +90,11 @@ class Vcpus(Sequence[Vcpu]):
         if self._hold is None:
             with ExitStack() as exits:
                 exits.enter_context(self._pausing.paused())
-                self._debugger = exits.enter_context(self._pausing.debugger())
+                debugger = exits.enter_context(self._pausing.debugger())
+                if not isinstance(debugger, Steering):
+                    name = self._pausing.machine.name
+                    raise Unsupported(f"{name}: single vCPUs cannot be kept standing on this kind of machine")
+                self._debugger = debugger
                 self._pausing.still, self._pausing.shared = self._all_still, self._debugger
                 self._hold = exits.pop_all()
             self.standing.add(index)

@@ -234,12 +234,26 @@ def open_domain(name: str, *, writable: bool = False) -> LibvmiMemory:
     if writable and kind != "xen":
         raise Unsupported(f"libvmi:{name}: what LibVMI writes on KVM does not reach the guest; attach by the "
                           "domain's name, or qmp:SOCKET")  # fmt: skip
+    if kind == "xen":
+        _check_kind(name)
     instance = _opened(ffi, lib, kind, name, name)
     top = int(lib.vmi_get_max_physical_address(instance))
     runs = live_runs(kind, int(lib.vmi_get_memsize(instance)), top)
     notices = ("LibVMI reads KVM guests through QEMU's monitor, which is slow",) if kind == "kvm" else ()
     made = WritableLibvmiMemory if writable else LibvmiMemory
     return made(instance, kind, runs, [run.start for run in runs], notices=notices)
+
+
+def _check_kind(name: str) -> None:
+    """Raise `Unsupported` for a PV guest of Xen, where that can be seen: LibVMI reads its pages as if it were none."""
+    from vmi_inside.drivers import xen
+
+    try:
+        kinds = {domain.info.kind for domain in xen.list_domains() if name in (domain.name, str(domain.id))}
+    except (AttachError, Unsupported):
+        return
+    if "pv" in kinds:
+        raise Unsupported(f"libvmi:{name}: LibVMI does not know how a Xen PV guest lays out its memory; try xen:{name}")
 
 
 def live_runs(kind: str, size: int, top: int) -> tuple[Run, ...]:

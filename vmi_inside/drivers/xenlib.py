@@ -1,8 +1,8 @@
 """Xen's own libraries, by ctypes: which functions they have, how large their structs are, what their errors mean.
 
-Knows libxenctrl, libxenforeignmemory, libxenstore and libxentoollog as Debian's packages of 4.17 have them
-(xen/include/public/domctl.h, xen/include/public/arch-x86/xen.h, tools/include/xenctrl.h, release 4.17). What is read
-through them is `xen`'s and `xenmachine`'s.
+Knows libxenctrl, libxenforeignmemory, libxenstore and libxentoollog as Debian's packages of 4.17 and 4.20 have them
+(xen/include/public/domctl.h, xen/include/public/arch-x86/xen.h, tools/include/xenctrl.h of these releases, which agree
+in what is used here). What is read through them is `xen`'s and `xenmachine`'s.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from vmi_inside.errors import AttachError, GuestGone, PermissionDenied, Unsuppor
 PRIVCMD: Final = "/dev/xen/privcmd"
 _CAPABILITIES: Final = "/proc/xen/capabilities"
 _FOLDERS: Final = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib", "/lib/x86_64-linux-gnu")
-#: Versions of libxenctrl whose structs are known: the interface between it and the hypervisor changes with each.
-VERSIONS: Final = ("4.17",)
+#: Versions of Xen, and of its libxenctrl, whose structs are known: the interface between the two changes with each.
+VERSIONS: Final = ("4.17", "4.18", "4.19", "4.20")
+_RUNNING: Final = "/sys/hypervisor/version"
 _SILENT: Final = 9  # XTL_CRITICAL, xentoollog.h: what fails is told by our errors
 _CANARY: Final = 0xA5
 
@@ -192,6 +193,11 @@ class Xen:
         finally:
             _libc.free(at)
 
+    def store(self, path: str, value: bytes) -> None:
+        """Put a value into the xenstore; whoever watches that path is told, also of the value that stood there."""
+        if not self._xs or not self._store.xs_write(self._xs, 0, path.encode(), value, len(value)):
+            raise AttachError(f"{path}: the xenstore does not take it: {os.strerror(ctypes.get_errno())}")
+
     def pause(self, number: int) -> None:
         """Stop all vCPUs; they stand when this returns."""
         self._call(self._control.xc_domain_pause, number)
@@ -278,12 +284,23 @@ def _check_dom0() -> None:
 
 
 def _control() -> tuple[str, Any]:
-    """The newest libxenctrl that is there and known, and its version. Raises `Unsupported`."""
-    for version in VERSIONS:
+    """The libxenctrl of the Xen that runs, and its version. Raises `Unsupported` for one that is not known."""
+    running = _running()
+    if running and running not in VERSIONS:
+        raise Unsupported(
+            f"Xen {running} runs here, whose interface is not known: it changes with each version; known: "
+            + ", ".join(VERSIONS)
+        )
+    for version in (running,) if running else VERSIONS:
         try:
             return version, ctypes.CDLL(f"libxenctrl.so.{version}", use_errno=True)
         except OSError:
             continue
+    if running:
+        raise Unsupported(
+            f"Xen {running} runs here, and there is no libxenctrl.so.{running}: install Xen's tools of that version "
+            f"(Debian: xen-utils-{running})"
+        )
     others = _installed()
     if others:
         raise Unsupported(
@@ -291,6 +308,18 @@ def _control() -> tuple[str, Any]:
             + ", ".join(VERSIONS)
         )
     raise Unsupported("no libxenctrl: install Xen's tools (Debian: xen-utils-4.17)")
+
+
+def _running() -> str:
+    """The version of the hypervisor, as 4.17; empty where it does not say."""
+    try:
+        parts = []
+        for name in ("major", "minor"):
+            with open(os.path.join(_RUNNING, name)) as told:
+                parts.append(str(int(told.read())))
+    except (OSError, ValueError):
+        return ""
+    return ".".join(parts)
 
 
 def _installed() -> list[str]:
@@ -344,9 +373,12 @@ def _declare(control: Any, memory: Any, store: Any) -> None:
         (memory, "xenforeignmemory_unmap", ctypes.c_int, (pointer, pointer, size)),
         (store, "xs_open", pointer, (ctypes.c_ulong,)),
         (store, "xs_close", None, (pointer,)),
+        (store, "xs_write", ctypes.c_bool, (pointer, number, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint)),
         (store, "xs_read", pointer, (pointer, number, ctypes.c_char_p, pointer)),
     ):
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise Unsupported(f"Xen's library has no {name}: an unknown interface")
         function.restype, function.argtypes = result, arguments
 
 

@@ -1,18 +1,18 @@
 """A running Xen guest, held: stopped and let go, its vCPUs' registers read and set.
 
-Knows how Xen's registers are called in gdb. Breakpoints are not had here, so nothing can be run on a borrowed vCPU.
+Knows how Xen's registers are called in gdb, and how a guest is rung for. Breakpoints are not had here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Final, Self
 
 from vmi_inside.drivers.xen import XenMemory
 from vmi_inside.drivers.xenlib import DYING, PAUSED, VcpuContext
-from vmi_inside.errors import ControlError, GuestGone, NoMemory, Unsupported
+from vmi_inside.errors import ControlError, GuestGone, NoMemory, Unsafe, Unsupported
 from vmi_inside.memory import WritableMemory
 
 _GENERAL: Final = (
@@ -46,12 +46,27 @@ class XenMachine:
         return bool(info.flags & PAUSED)
 
     def pause(self) -> None:
-        """Stop all vCPUs; they stand when this returns."""
-        self._xen.pause(self._id)
+        """Stop all vCPUs; they stand when this returns. Xen counts pauses: one of ours is enough."""
+        if not self.paused:
+            self._xen.pause(self._id)
 
     def resume(self) -> None:
         """Let all vCPUs run."""
         self._xen.unpause(self._id)
+
+    def ring(self) -> None:
+        """Have the guest take an event, soon: a write to the xenstore that it watches, of what stands there anyway.
+
+        Every Linux guest of Xen watches this path for being told to shut down, and ignores it when it is empty
+        (drivers/xen/manage.c). Raises `Unsafe` when it is told to, `Unsupported` where nothing is there.
+        """
+        path = f"/local/domain/{self._id}/control/shutdown"
+        told = self._xen.stored(path)
+        if told is None:
+            raise Unsupported(f"{self.name}: the xenstore has no {path}, by which the guest is rung for")
+        if told:
+            raise Unsafe(f"{self.name}: the guest is being told to {told.decode(errors='replace')}; nothing was done")
+        self._xen.store(path, b"")
 
     @contextmanager
     def debugger(self) -> Iterator[Callable[[], AbstractContextManager[XenVcpus]]]:
@@ -118,38 +133,10 @@ class XenVcpus:
             raise ControlError(f"{self._memory.domain.name}: attached read-only")
         self._memory.write(address, data)
 
-    def set(self, kind: int, address: int, size: int = 1) -> None:
-        """There are no breakpoints. Raises `Unsupported`."""
-        raise self._nothing_runs()
-
-    def clear(self, kind: int, address: int, size: int = 1) -> None:
-        """There are none."""
-
-    def release(self) -> None:
-        """There are no breakpoints."""
-
-    def cont(self, vcpus: Iterable[int] | None = None) -> None:
-        """Single vCPUs are not let go. Raises `Unsupported`."""
-        raise self._nothing_runs()
-
-    def interrupt(self) -> NoReturn:
-        """Nothing runs. Raises `Unsupported`."""
-        raise self._nothing_runs()
-
-    def wait(self, timeout: float) -> NoReturn:
-        """Nothing runs. Raises `Unsupported`."""
-        raise self._nothing_runs()
-
     def _in_kernel(self, context: VcpuContext) -> bool:
         if self._memory.domain.info.kind == "pv":  # whose kernel does not run in ring 0
             return bool(context.flags & _IN_KERNEL)
         return bool(context.user_regs.cs & 3 == 0)
-
-    def _nothing_runs(self) -> Unsupported:
-        return Unsupported(
-            f"{self._memory.domain.name}: nothing can be run on a vCPU of a Xen guest, so signals, nice and calls are "
-            "not possible there; pause, write and gates are"
-        )
 
 
 def open_machine(memory: XenMemory) -> XenMachine:

@@ -6,10 +6,13 @@ Knows QEMU's and Xen's command lines. What it boots from is `image`; what is ask
 from __future__ import annotations
 
 import base64
+import math
+import os
 import pickle
 import shutil
 import subprocess
 import tempfile
+import time
 import zlib
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +22,8 @@ from tests.lab.guest import LabGuest, Shape
 from tests.lab.xen.image import image
 
 BOOT_TIMEOUT: Final = 240.0
+#: Seconds that a host may live where somebody waits for it (CI); on two quiet cores its tests take four minutes.
+LIFETIME: Final = 360.0
 
 # Guests of models with XSAVE or AVX fail now and then in this emulation; these did not in many runs.
 _CPU: Final = "qemu64,+svm,+npt,+ssse3,+sse4.1,+sse4.2,+popcnt,-monitor,-smap"
@@ -44,10 +49,14 @@ class XenHost:
     def __init__(self, shell: LabGuest) -> None:
         self.shell = shell
         self._jobs = 0
+        self._end = time.monotonic() + LIFETIME if os.environ.get("CI") else math.inf
 
     def ask(self, command: str, timeout: float = 120.0, *, check: bool = True) -> str:
         """As `LabGuest.ask`, in dom0."""
-        return self.shell.ask(command, timeout, check=check)
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise LabError(f"{self.shell.name}: the Xen host has had its {LIFETIME:.0f} s")
+        return self.shell.ask(command, min(timeout, left), check=check)
 
     def python(self, code: str, timeout: float = 120.0) -> Any:
         """What the code, run in dom0, put into `out`. Names stay from one to the next. Raises `Refused`."""
@@ -63,9 +72,9 @@ class XenHost:
             raise Refused(*answer[1:])
         return answer[1]
 
-    def start(self, kind: str, workload: str = "full") -> XenGuest:
-        """Start a guest, pv or pvh, of that name; it is ready when this returns."""
-        self.ask(f"guest start {kind} {workload}", 200)
+    def start(self, kind: str, workload: str = "full", *, libvirt: bool = False) -> XenGuest:
+        """Start a guest, pv or pvh, of that name, by xl or by libvirt; it is ready when this returns."""
+        self.ask(f"guest {'virt' if libvirt else 'start'} {kind} {workload}", 200)
         return XenGuest(self, kind)
 
     def destroy(self) -> None:

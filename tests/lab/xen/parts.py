@@ -20,10 +20,13 @@ from tests.lab import CACHE, LabError
 from tests.lab.kernels import MODULES, Kernel, apt_config, keep, load_order, locked, module_name, run
 
 _SUITE: Final = "bookworm"
-_PACKAGES: Final = ("xen-hypervisor-4.17-amd64", "xen-utils-4.17", "python3", "libstdc++6", "busybox-static")
+_PACKAGES: Final = (
+    "xen-hypervisor-4.17-amd64", "xen-utils-4.17", "python3", "libstdc++6", "busybox-static",
+    "libvirt-daemon", "libvirt-daemon-driver-xen", "python3-libvirt",
+)  # fmt: skip
 _KERNEL: Final = "linux-image-amd64"
 _PYTHON: Final = "3.11"  # bookworm's
-_WHEELS: Final = ("numpy>=2", "click>=8.1", "rich>=13", "platformdirs>=4")
+_WHEELS: Final = ("numpy>=2", "click>=8.1", "rich>=13", "platformdirs>=4", "libvmi>=3.7")
 # What dom0 needs of modules: its disk, the host's serial port, and the hypervisor's devices.
 _MODULES: Final = (
     "virtio_pci", "virtio_blk", "virtio_console", "ext4", "crc32c_generic",
@@ -96,7 +99,7 @@ def _fetch(home: Path) -> None:
         run(
             sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--only-binary", ":all:",
             "--python-version", _PYTHON, "--implementation", "cp", "--platform", "manylinux_2_28_x86_64",
-            "--target", str(kept / "wheels"), *_WHEELS,
+            "--platform", "manylinux2014_x86_64", "--target", str(kept / "wheels"), *_WHEELS,
         )  # fmt: skip
         for folder in kept.glob("wheels/**/tests"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ERRNOS: Final = {"EACCES": errno.EACCES, "EPERM": errno.EPERM}
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 _TRIES: Final = 40
+_PLANNED_BEFORE: Final = 4
 _WAIT: Final = 0.01
 #: Tasks that were being made while others were marked are looked for so often, so many seconds apart.
 _LOOKS: Final = 3
@@ -255,23 +256,32 @@ class Placing:
             if attempt:
                 time.sleep(_WAIT)
             with self.controls.transaction_lock():
-                made = plan(str(max((entry.id for entry in self.controls.journal()), default=0) + 1))
-                code = set(made.plan.code)
-                planned = [Write(one.address, one.old, one.new, one in code, one.space) for one in made.changes]
-                expected = [
-                    replace(one, old=b"") if of.moving else one for one, of in zip(planned, made.changes, strict=True)
-                ]
-                if made.plan.inside:  # once now, so that what it needs of the kernel's types is known in the pause
-                    standing(self.kernel, [self.site.code_range], [])
+                number = max((entry.id for entry in self.controls.journal()), default=0) + 1
+                # The guest stands shortest when all is planned before; one that changes faster than that stands longer.
+                still = attempt >= _PLANNED_BEFORE
+                planned: list[Write] = []
+                if not still:
+                    made = plan(str(number))
+                    planned = _writes(made)
+                    if made.plan.inside:  # once now, so that what it needs of the kernel's types is known in the pause
+                        standing(self.kernel, [self.site.code_range], [])
                 try:
                     with self.controls.transaction(
                         reason, kind=KIND, detail=detail, code=True, planned=planned
                     ) as change:
                         pause = change.pause
+                        if still:
+                            made = plan(str(number))
                         change.detail.update(mark=made.mark, bits=made.bits)
                         if made.plan.inside:
                             change.nobody_in([self.site.code_range])
-                        change.make(expected, living=True)
+                        change.make(
+                            (
+                                replace(one, old=b"") if of.moving else one
+                                for one, of in zip(_writes(made), made.changes, strict=True)
+                            ),
+                            living=True,
+                        )
                 except (Conflict, Unsafe, MemoryFault) as error:
                     refused = error
                     continue
@@ -302,6 +312,12 @@ class Placing:
                     change.make(writes, living=True)
             elif (clean := clean + 1) == _LOOKS:
                 return
+
+
+def _writes(made: _Planned) -> list[Write]:
+    """What is planned, as the journal has it."""
+    code = set(made.plan.code)
+    return [Write(one.address, one.old, one.new, one in code, one.space) for one in made.changes]
 
 
 def _bits(listed: Iterable[Rule]) -> int:
