@@ -8,8 +8,8 @@ from typing import Any, Final
 #: Rows in this order, as far as there are figures.
 ROWS: Final = (
     "attach, nothing prepared", "attach", "processes", "sockets", "open files", "modules", "5 symbols", "read 4 KiB",
-    "read 1 MiB", "dump", "dump, SHA-256", "whole command, processes", "whole command, sockets", "whole command, open files",
-    "whole command, modules",
+    "read 1 MiB", "dump", "dump, SHA-256", "whole command, processes", "whole command, sockets",
+    "whole command, open files", "whole command, modules",
 )  # fmt: skip
 OURS: Final = "vmi-inside"
 
