@@ -31,7 +31,7 @@ class ProcessControls(Controls):
         """
         from vmi_inside.control.borrow import TIMEOUT, borrow, check
 
-        check(self.kernel)
+        check(self.kernel, self.machine)
         words = ", ".join(f"{one:#x}" for one in arguments)
         shown = function if isinstance(function, str) else f"{function:#x}"
         detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
@@ -69,7 +69,7 @@ class ProcessControls(Controls):
         from vmi_inside.control import signals
         from vmi_inside.control.borrow import check
 
-        check(self.kernel)
+        check(self.kernel, self.machine)
         to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
@@ -84,7 +84,7 @@ class ProcessControls(Controls):
         from vmi_inside.control.borrow import check
         from vmi_inside.control.signals import set_nice
 
-        check(self.kernel)
+        check(self.kernel, self.machine)
         to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
         detail = {"nice": value, "pids": [one.pid for one in to]}
