@@ -169,9 +169,8 @@ def test_what_cannot_be_controlled(run: Run, tmp_path: Path) -> None:
 def test_a_command_that_is_ended(lab: LabGuest, run: Run) -> None:
     code = (
         "import sys, time\n"
-        "from vmi_inside.control.transaction import Transactions\n"
-        "before = Transactions.check\n"
-        "Transactions.check = lambda self: (before(self), print('in it', flush=True), time.sleep(60))\n"
+        "from vmi_inside.control.transaction import Change\n"
+        "Change._apply = lambda self, *_, **__: (print('in it', flush=True), time.sleep(60))\n"
         "from vmi_inside.cli import main\n"
         "main()\n"
     )

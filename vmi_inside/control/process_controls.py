@@ -31,6 +31,7 @@ class ProcessControls(Controls):
         """
         from vmi_inside.control.borrow import TIMEOUT, borrow, check
 
+        self._transactions.check()
         check(self.kernel, self.machine)
         words = ", ".join(f"{one:#x}" for one in arguments)
         shown = function if isinstance(function, str) else f"{function:#x}"
@@ -69,6 +70,7 @@ class ProcessControls(Controls):
         from vmi_inside.control import signals
         from vmi_inside.control.borrow import check
 
+        self._transactions.check()
         check(self.kernel, self.machine)
         to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
@@ -84,6 +86,7 @@ class ProcessControls(Controls):
         from vmi_inside.control.borrow import check
         from vmi_inside.control.signals import set_nice
 
+        self._transactions.check()
         check(self.kernel, self.machine)
         to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
