@@ -13,10 +13,11 @@ import pytest
 
 from vmi_inside import attach
 from vmi_inside.available import drivers
-from vmi_inside.drivers import libvmi
+from vmi_inside.drivers import libvmi, libvmimachine
 from vmi_inside.drivers.dump import open_dump
 from vmi_inside.errors import (
     BadDump,
+    ControlError,
     GuestGone,
     NoSuchDomain,
     PermissionDenied,
@@ -144,9 +145,36 @@ def test_bad_targets(image: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
         with pytest.raises(kind, match=words):
             attach(f"libvmi:{name}")
     for consent in ({"writable": True}, {"pausing": True}):
-        with pytest.raises(Unsupported, match="only read"):
+        with pytest.raises(Unsupported, match="a file is only read"):
             attach(f"libvmi:{image}", **consent)
+        with pytest.raises(NoSuchDomain, match="LibVMI finds no such domain"):
+            attach("libvmi:no-such-domain", **consent)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_beside_us_is_not_held_either(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(image.parent)
+    for consent in ({"writable": True}, {"pausing": True}):
+        with pytest.raises(Unsupported, match="a file is only read"):
+            attach(f"libvmi:{image.name}", **consent)
+
+
+def test_only_guests_of_xen_are_held(image: Path) -> None:
+    memory = libvmi.open_file(str(image))
+    with pytest.raises(Unsupported, match="web01: through LibVMI a KVM guest is only read"):
+        libvmimachine.open_machine("web01", memory)
+    memory.close()
+    with pytest.raises(ControlError, match="let go"), memory.instance():
+        pass
+
+
+def test_numbers_of_registers_are_those_of_the_package() -> None:
+    _, lib = libvmi.package()
+    named = {name.upper(): number for name, number in (libvmimachine.GENERAL | libvmimachine.OTHERS).items()}
+    named["RFLAGS"] = named.pop("EFLAGS")
+    known = {name: number for name, number in named.items() if hasattr(lib, name)}
+    assert known == {name: getattr(lib, name) for name in known}
+    assert len(known) == 22
 
 
 def test_a_file_that_may_not_be_read(image: Path) -> None:

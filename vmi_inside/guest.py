@@ -496,15 +496,18 @@ def _qmp(path: str, access: Access) -> Opened:
 def _libvmi(name: str, access: Access) -> Opened:
     """A raw image, where it is a path, or else a domain of Xen or KVM."""
     from vmi_inside.drivers import dump, libvmi
+    from vmi_inside.drivers.libvmimachine import open_machine
 
-    if access.pausing or (access.writable and "/" in name):
-        raise Unsupported(f"libvmi:{name}: through LibVMI it is only read; attach by libvirt's name, or qmp:SOCKET")
+    shown = f"libvmi:{name}"
     if "/" not in name and not os.path.exists(name):
-        yield f"libvmi:{name}", libvmi.open_domain(name, writable=access.writable), None
+        memory = libvmi.open_domain(name, writable=access.writable)
+        yield shown, memory, _machine(memory, lambda: open_machine(shown, memory), access)
         return
+    if access.writable or access.pausing:
+        raise Unsupported(f"{shown}: through LibVMI a file is only read; attach by libvirt's name, or qmp:SOCKET")
     libvmi.package()
     for split in dump.splits(name) if access.split is None else (access.split,):
-        yield f"libvmi:{name}", libvmi.open_file(name, split=split), None
+        yield shown, libvmi.open_file(name, split=split), None
 
 
 def _xen(target: str, access: Access) -> Opened:

@@ -2,7 +2,7 @@
 
 Knows LibVMI's C interface as the PyPI package `libvmi` binds it, without any of what LibVMI knows of operating systems:
 no configuration, System.map or profile is needed, and page tables are walked by us, so that five levels of them work.
-What guests run, and what a machine is told to do, is left to others.
+What guests run is left to others, and what a machine is told to do to `libvmimachine`.
 
 Faults of LibVMI, as in the wheel of 3.7.1 or its sources, that are worked around here:
 
@@ -36,7 +36,7 @@ from vmi_inside.drivers.dumpfile import DumpFile
 from vmi_inside.drivers.placement import Placement
 from vmi_inside.drivers.process_vm import Process
 from vmi_inside.drivers.qemu_layout import VGA_HOLE
-from vmi_inside.errors import AttachError, BadDump, NoMemory, NoSuchDomain, PermissionDenied, Unsupported
+from vmi_inside.errors import AttachError, BadDump, ControlError, NoMemory, NoSuchDomain, PermissionDenied, Unsupported
 from vmi_inside.memory import Run
 from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
@@ -135,6 +135,14 @@ class LibvmiMemory:
                 self._process.close()
 
     @contextmanager
+    def instance(self) -> Iterator[tuple[Any, Any, Any]]:
+        """LibVMI's `ffi`, its `lib` and the instance, which are this thread's alone meanwhile."""
+        with self._lock:
+            if self._instance is None:
+                raise ControlError(f"{self.how}: it was let go of already; attach again")
+            yield self._ffi, self._lib, self._instance
+
+    @contextmanager
     def _reading(self) -> Iterator[None]:
         """One reading: nothing of an earlier one is in LibVMI's cache."""
         with self._lock:
@@ -229,7 +237,7 @@ def open_domain(name: str, *, writable: bool = False) -> LibvmiMemory:
     with quiet() as said:
         failed = lib.vmi_get_access_mode(ffi.NULL, _named(ffi, name), _flag(lib, name), ffi.NULL, mode)
     if failed or mode[0] not in (lib.VMI_XEN, lib.VMI_KVM):
-        raise NoSuchDomain(f"libvmi:{name}: LibVMI finds no such domain{_hint(said)}")
+        raise NoSuchDomain(f"libvmi:{name}: LibVMI finds no such domain{hint(said)}")
     kind = _KINDS[mode[0]]
     if writable and kind != "xen":
         raise Unsupported(f"libvmi:{name}: what LibVMI writes on KVM does not reach the guest; attach by the "
@@ -319,7 +327,7 @@ def _opened(ffi: Any, lib: Any, kind: str, name: str, shown: str) -> Any:
     if not failed:
         return instance[0]
     wrong = NoSuchDomain if error[0] == lib.VMI_INIT_ERROR_VM_NOT_FOUND else AttachError
-    raise wrong(f"libvmi:{shown}: LibVMI cannot open it with its driver for {kind}{_hint(said)}")
+    raise wrong(f"libvmi:{shown}: LibVMI cannot open it with its driver for {kind}{hint(said)}")
 
 
 def _flag(lib: Any, name: str) -> int:
@@ -334,7 +342,7 @@ def _named(ffi: Any, name: str) -> Any:
     return ffi.new("uint64_t *", int(name)) if _is_id(name) else ffi.new("char []", os.fsencode(name))
 
 
-def _hint(said: Sequence[str]) -> str:
+def hint(said: Sequence[str]) -> str:
     """What LibVMI said, for the end of a message; that it wants to be root only where it is not."""
     told = [line.rstrip(".") for line in said if os.geteuid() or "root" not in line]
     return f": {'; '.join(told)[:300]}" if told else ""
