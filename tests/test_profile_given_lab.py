@@ -113,7 +113,9 @@ def test_who_lets_a_guest_go_has_it_too(tmp_path: Path, monkeypatch: pytest.Monk
     """Wherever it is started."""
     monkeypatch.chdir(tmp_path)
     with _watch("qmp:/nowhere", None, False, "a.json,b.json") as watcher:
-        words = Path(f"/proc/{watcher.pid}/cmdline").read_bytes().split(b"\0")
+        words = [b""]
+        while words == [b""]:  # it has begun, but not yet as what it is
+            words = Path(f"/proc/{watcher.pid}/cmdline").read_bytes().split(b"\0")
         assert f"{tmp_path}/a.json,{tmp_path}/b.json".encode() in words
         assert watcher.stdin is not None
         watcher.stdin.close()

@@ -22,6 +22,8 @@ from vmi_inside.tables import TABLES
 #: Seconds for which the guest is left alone, and read, in turn.
 TURN: Final = 20.0
 
+_LEAST: Final = 2  # rounds: a first and a last one
+
 
 @dataclass(slots=True)
 class Sample:
@@ -84,7 +86,7 @@ def soak(guest: vmi_inside.Guest, load: Load, seconds: float, turn: float = TURN
     took: dict[str, list[float]] = {}
     started = time.monotonic()
     pid = next(row.pid for row in guest.processes(columns=("pid", "name")) if row.name == "busy")
-    while time.monotonic() - started < seconds or not made.read:
+    while time.monotonic() - started < seconds or not made.read or len(made.samples) < _LEAST:
         made.alone.append(_during(load, lambda: time.sleep(turn)))
 
         def reading() -> None:
