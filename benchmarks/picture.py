@@ -45,7 +45,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     axes.set_title(f"A live guest: {result['guest']}, Linux {result['kernel']}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=_COLOURS[name]) for name in names]
-    axes.legend(handles, names, loc="lower right", frameon=False)
+    axes.legend(handles, names, loc="upper center", bbox_to_anchor=(0.4, -0.07), ncols=len(names), frameon=False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
