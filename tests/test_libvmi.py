@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ from vmi_inside.errors import (
 from vmi_inside.memory import PhysicalMemory, Run, WritableMemory
 
 MIB = 1 << 20
+
+if sys.version_info >= (3, 12) and find_spec("_libvmi") is None:
+    pytest.skip("LibVMI's package has no wheels for this Python", allow_module_level=True)
 
 
 @pytest.fixture
