@@ -40,17 +40,19 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[float, int, in
         return took, process.returncode, usage.ru_maxrss
 
 
-def measure(label: str, guest: LabGuest, rounds: int, folder: Path, vmlinux: Path | None) -> dict[str, Any]:
+def measure(
+    label: str, guest: LabGuest, rounds: int, folder: Path, vmlinux: Path | None, names: list[str]
+) -> dict[str, Any]:
     """All figures of one guest."""
     scene, preparing = prepare(label, guest, folder, vmlinux)
     # The machine may forbid Python to keep what it compiles: then a checkout would be compiled for every command.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["VMI_INSIDE_CACHE"] = str(folder / "profiles")
-    figures: dict[str, dict[str, Any]] = {name: {} for name in CONTESTANTS}
+    figures: dict[str, dict[str, Any]] = {name: {} for name in names}
     before = truth(guest)
-    answers: dict[str, list[Any]] = {name: [] for name in CONTESTANTS}
+    answers: dict[str, list[Any]] = {name: [] for name in names}
     for number in range(rounds):
-        for name in CONTESTANTS:
+        for name in names:
             if name == "vmi-inside":  # every round once with nothing prepared
                 clean(folder / "profiles")
                 cold = worker(name, scene, environment, 1)
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="part of a guest's label: " + "; ".join(SHAPES))
     parser.add_argument("--output", type=Path, default=Path("build/benchmark"), metavar="FOLDER")
+    parser.add_argument("--contestants", default=",".join(CONTESTANTS), help="some of %(default)s; vmi-inside always")
     parser.add_argument("--no-debug-package", action="store_true", help="without drgn: 280 MB less to fetch")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -166,7 +169,8 @@ def main() -> None:
             vmlinux = None if options.no_debug_package else debug_vmlinux(shape.kernel)
             guest = daemon.boot(shape)
             try:
-                results.append(measure(label, guest, options.rounds, scratch / str(number), vmlinux))
+                names = [name for name in CONTESTANTS if name in ("vmi-inside", *options.contestants.split(","))]
+                results.append(measure(label, guest, options.rounds, scratch / str(number), vmlinux, names))
             finally:
                 guest.destroy()
             (options.output / "benchmark.json").write_text(json.dumps(results, indent=1))
