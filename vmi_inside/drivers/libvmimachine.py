@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 from vmi_inside.drivers.libvmi import LibvmiMemory, hint, quiet
-from vmi_inside.drivers.xenlib import DYING, PAUSED, Xen
+from vmi_inside.drivers.xenlib import Xen
+from vmi_inside.drivers.xenmachine import stands
 from vmi_inside.errors import ControlError, GuestGone, NoMemory, Unsupported
 from vmi_inside.memory import WritableMemory
 
@@ -44,10 +45,7 @@ class LibvmiMachine:
     @property
     def paused(self) -> bool:
         """Whether it stands still, by Xen's word."""
-        info = self._xen.domain(self._id)
-        if info is None or info.uuid != self.identity or info.flags & DYING:
-            raise GuestGone(f"{self.name}: the guest is gone (domain {self._id}); attach again")
-        return bool(info.flags & PAUSED)
+        return stands(self._xen, self._id, self.identity, self.name)
 
     def pause(self) -> None:
         """Stop all vCPUs; they stand when this returns. Xen counts pauses: one of ours is enough."""

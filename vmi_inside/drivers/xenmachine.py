@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from vmi_inside.drivers.xen import XenMemory
-from vmi_inside.drivers.xenlib import DYING, PAUSED, VcpuContext
+from vmi_inside.drivers.xenlib import DYING, PAUSED, VcpuContext, Xen
 from vmi_inside.errors import ControlError, GuestGone, NoMemory, Unsafe, Unsupported
 from vmi_inside.memory import WritableMemory
 
@@ -22,6 +22,14 @@ _GENERAL: Final = (
 _SELECTORS: Final = ("cs", "ss", "ds", "es", "fs", "gs")
 _CONTROL: Final = (0, 2, 3, 4)
 _IN_KERNEL: Final = 1 << 2  # VGCF_in_kernel, public/arch-x86/xen.h
+
+
+def stands(xen: Xen, number: int, identity: str, name: str) -> bool:
+    """Whether the domain of that number stands still. Raises `GuestGone` when it is another one by now."""
+    info = xen.domain(number)
+    if info is None or info.uuid != identity or info.flags & DYING:
+        raise GuestGone(f"{name}: the guest is gone (domain {number}); attach again")
+    return bool(info.flags & PAUSED)
 
 
 class XenMachine:
@@ -40,10 +48,7 @@ class XenMachine:
     @property
     def paused(self) -> bool:
         """Whether it stands still."""
-        info = self._xen.domain(self._id)
-        if info is None or info.uuid != self.identity or info.flags & DYING:
-            raise GuestGone(f"{self.name}: the guest is gone (domain {self._id}); attach again")
-        return bool(info.flags & PAUSED)
+        return stands(self._xen, self._id, self.identity, self.name)
 
     def pause(self) -> None:
         """Stop all vCPUs; they stand when this returns. Xen counts pauses: one of ours is enough."""
