@@ -27,6 +27,7 @@ Boot = Callable[..., LabGuest]
 _FIXTURES: Final = {"lab", "lab_guest", "lab_boot", "lab_fresh", "lab_qemu"}
 #: What tests that run on one kernel after the other do without `--all-kernels`: an old one and the newest.
 _USUAL_KERNELS: Final = {"6.1-cloud", "new-cloud"}
+_REPLACED: Final = pytest.StashKey[list[str]]()
 _MOST_VARIANTS: Final = 5  # guests kept running beside the shared one: an idle one costs some hundredths of a processor
 
 
@@ -48,6 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job, whose children would ignore it too
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for trouble in config.stash.get(_REPLACED, []):
+        terminalreporter.section("a shared guest was replaced")
+        terminalreporter.line(trouble)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -113,7 +120,8 @@ def _daemon(_prerequisites: None) -> Iterator[Daemon]:
 def lab_boot(request: pytest.FixtureRequest) -> Boot:
     """Boots guests of any shape, or gives the one that runs already. Tests leave them as they were.
 
-    Few are kept: a guest not asked for lately may be gone, so ask in each test.
+    Few are kept: a guest not asked for lately may be gone, so ask in each test. One that has rebooted, faulted or hung
+    is replaced, so that others' tests do not fail for it, and the run's summary tells what its console said.
     """
     if request.config.getoption("--lab-keep"):
         from tests.lab.__main__ import kept
@@ -125,6 +133,10 @@ def lab_boot(request: pytest.FixtureRequest) -> Boot:
     def boot(**shape: Any) -> LabGuest:
         wanted = Shape(**shape)
         guest = running.pop(wanted, None)
+        if guest is not None and (trouble := guest.trouble()):
+            request.config.stash.setdefault(_REPLACED, []).append(trouble)
+            guest.destroy()
+            guest = None
         if guest is None:
             variants = [old for old in running if old != Shape()]
             if len(variants) >= _MOST_VARIANTS and wanted != Shape():

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BOOT_TIMEOUT: Final = 180.0
 _STX: Final = b"\x02"
+_READY: Final = "lab: ready"  # what the guest's init prints
+_FAULTS: Final = ("Oops: ", "Kernel panic")
 
 
 class BootFailed(LabError):
@@ -76,6 +78,7 @@ class LabGuest:
         self.console = console
         self._agent = agent
         self._destroy = destroy
+        self._silent = False  # did not answer when last asked
 
     def __repr__(self) -> str:
         return f"<LabGuest {self.name}: {self.shape.kernel}, QEMU {self.pid}>"
@@ -100,13 +103,34 @@ class LabGuest:
         while time.monotonic() < deadline:
             if not alive(self.pid):
                 raise BootFailed(f"{self.name}: QEMU ended while booting; its console said:\n{self.console_tail()}")
-            if any(word in self.console_tail(1 << 16) for word in ("Oops: ", "Kernel panic")):
+            if any(word in self.console_tail(1 << 16) for word in _FAULTS):
                 raise BootFailed(f"{self.name}: the kernel faulted while booting; it said:\n{self.console_tail()}")
-            if "lab: ready" in self.console_tail(1 << 16):
+            if _READY in self.console_tail(1 << 16):
                 self.ask("test -e /run/ready", deadline - time.monotonic())
                 return
             time.sleep(0.1)
         raise BootFailed(f"{self.name}: not ready after {timeout:.0f} s; its console said:\n{self.console_tail()}")
+
+    def trouble(self) -> str:
+        """What has befallen a guest that was ready, with its console's end; empty when it is as it should be."""
+        said = self.console_tail(1 << 20)
+        if not alive(self.pid):
+            what = "its QEMU ended"
+        elif any(word in said for word in _FAULTS):
+            what = "its kernel faulted"
+        elif said.count(_READY) > 1:
+            what = "it rebooted"
+        elif self._silent and not self._answers():
+            what = "it does not answer"
+        else:
+            return ""
+        return f"{self.name} ({self.shape.kernel}): {what}; its console's end:\n{said[-4000:]}"
+
+    def _answers(self) -> bool:
+        try:
+            return self.ask("echo yes", timeout=20).strip() == "yes"
+        except LabError:
+            return False
 
     def console_tail(self, size: int = 4000) -> str:
         """The end of what the kernel printed."""
@@ -140,8 +164,10 @@ class LabGuest:
                         continue
                     header, newline, body = bytes(received[start + len(wanted) :]).partition(b"\n")
                     if newline and len(body) >= int(header.split()[1]):
+                        self._silent = False
                         return int(header.split()[0]), body[: int(header.split()[1])]
             except TimeoutError:
+                self._silent = True
                 raise LabError(f"{self.name}: no answer to {command.decode()!r} in time") from None
 
     def _connect(self, agent: socket.socket, deadline: float) -> None:
