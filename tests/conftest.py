@@ -148,7 +148,7 @@ def lab_boot(request: pytest.FixtureRequest) -> Boot:
     return boot
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def lab_guest(lab_boot: Boot) -> LabGuest:
     """The guest that most tests share: 6.1 cloud kernel, 256 MiB, 2 vCPUs, five-level paging, anonymous RAM."""
     return lab_boot()

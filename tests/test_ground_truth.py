@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,14 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def seen(lab_guest: LabGuest) -> vmi_inside.Guest:
-    with lab_guest.attach() as guest:
+def seen(lab_boot: Callable[..., LabGuest]) -> vmi_inside.Guest:
+    with lab_boot().attach() as guest:
         yield guest
 
 
 @pytest.fixture(scope="module")
-def inside(lab_guest: LabGuest) -> dict:
-    return truth.processes(lab_guest)
+def inside(lab_boot: Callable[..., LabGuest]) -> dict:
+    return truth.processes(lab_boot())
 
 
 def agreeing(lab_guest: LabGuest, seen: vmi_inside.Guest, inside: dict) -> list[str]:
