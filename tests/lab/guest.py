@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.lab import LabError
+from tests.lab.autopsy import autopsy
 
 if TYPE_CHECKING:
     from vmi_inside.guest import Guest
@@ -121,7 +122,7 @@ class LabGuest:
         elif said.count(_READY) > 1:
             what = "it rebooted"
         elif self._silent and not self._answers():
-            what = "it does not answer"
+            what = f"it does not answer;\n{autopsy(self)}"
         else:
             return ""
         return f"{self.name} ({self.shape.kernel}): {what}; its console's end:\n{said[-4000:]}"
