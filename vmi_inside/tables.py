@@ -155,28 +155,28 @@ class Tables:
     process_open_sockets: Reading[OpenSockets] = Reading(
         "linux.sockets:process_open_sockets", "All sockets, and who holds them."
     )
-    process_open_files: Reading[OpenFiles] = ReadingOfProcesses(
+    process_open_files: ReadingOfProcesses[OpenFiles] = ReadingOfProcesses(
         "linux.open_files:process_open_files", "All open files, working directories, roots and executables."
     )
-    process_memory_map: Reading[MemoryMap] = ReadingOfProcesses(
+    process_memory_map: ReadingOfProcesses[MemoryMap] = ReadingOfProcesses(
         "linux.memory_map:process_memory_map", "The regions of all processes' memory."
     )
-    process_envs: Reading[ProcessEnvs] = ReadingOfProcesses(
+    process_envs: ReadingOfProcesses[ProcessEnvs] = ReadingOfProcesses(
         "linux.environments:process_envs", "All processes' environment variables."
     )
-    process_namespaces: Reading[ProcessNamespaces] = ReadingOfProcesses(
+    process_namespaces: ReadingOfProcesses[ProcessNamespaces] = ReadingOfProcesses(
         "linux.namespaces:process_namespaces", "The namespaces of all processes."
     )
-    process_credentials: Reading[ProcessCredentials] = ReadingOfProcesses(
+    process_credentials: ReadingOfProcesses[ProcessCredentials] = ReadingOfProcesses(
         "linux.credentials:process_credentials", "All processes' ids, groups, capabilities and confinement."
     )
-    process_limits: Reading[ProcessLimits] = ReadingOfProcesses(
+    process_limits: ReadingOfProcesses[ProcessLimits] = ReadingOfProcesses(
         "linux.limits:process_limits", "The resource limits of all processes."
     )
-    process_signals: Reading[ProcessSignals] = ReadingOfProcesses(
+    process_signals: ReadingOfProcesses[ProcessSignals] = ReadingOfProcesses(
         "linux.signals:process_signals", "Signals of all processes, and who traces whom."
     )
-    process_stack: Reading[ProcessStack] = ReadingOfProcesses(
+    process_stack: ReadingOfProcesses[ProcessStack] = ReadingOfProcesses(
         "linux.stacks:process_stack", "The kernel stacks of all threads that do not run."
     )
     containers: Reading[Containers] = Reading(
@@ -207,7 +207,7 @@ class Tables:
     )
     memory_info: Reading[MemoryInfo] = Reading("linux.memory_info:memory_info", "What the system's memory is used for.")
     slab_caches: Reading[SlabCaches] = Reading("linux.slab_caches:slab_caches", "The kernel's slab caches.")
-    process_memory: Reading[ProcessMemory] = ReadingOfProcesses(
+    process_memory: ReadingOfProcesses[ProcessMemory] = ReadingOfProcesses(
         "linux.process_memory:process_memory", "What each process's memory consists of."
     )
     bpf_programs: Reading[BpfPrograms] = Reading("linux.bpf_programs:bpf_programs", "Loaded eBPF programs.")

@@ -1,4 +1,4 @@
-"""What a lab guest does that does not answer, as seen from outside: whether it runs, where its vCPUs are, who is runnable.
+"""What a lab guest does that does not answer, seen from outside: whether it runs, where its vCPUs are, who is runnable.
 
 Knows that it is asked when something is wrong already: what cannot be told is told as such, and raises nothing.
 """
