@@ -55,8 +55,13 @@ class Arena:
         raise AssertionError(f"{name} does not come to exercise: {self.counts(name)}")
 
     def pid(self, name: str) -> int:
-        found = self.guest.processes(columns=("pid", "name"))
-        return int(next(row.pid for row in found if row.name == name))
+        """That of the process of that name, once it has taken it."""
+        for _ in range(100):
+            found = [row.pid for row in self.guest.processes(columns=("pid", "name")) if row.name == name]
+            if found:
+                return int(found[0])
+            time.sleep(0.1)
+        raise AssertionError(f"no process comes to be called {name}")
 
     def counts(self, name: str) -> Counts:
         lines = self.lab.ask(f"cat /run/exercise/{name} 2>/dev/null", check=False).splitlines()

@@ -71,6 +71,18 @@ def test_what_is_let_through_and_what_others_hold_is_not_ended(one_kernel: Arena
     assert resets(here) == before + 1
     went_on(here.during("one")[0], ("tcp4", "udp4", "sendfile", *LOCAL))
     guest.allow()
+    of_another = here.start("two", uid=2002)
+    before = resets(here)
+    done = guest.deny("network", uid=2002, abort=True)
+    assert done.aborted is not None
+    assert (done.aborted.ended, done.aborted.failed, done.aborted.shared) == (5, 0, 0)
+    assert resets(here) == before + 3
+    one, two = here.during("one", "two")
+    went_on(one, ("tcp4", "udp4", "sendfile", *LOCAL))
+    refused(two, NETWORK)
+    guest.allow()
+    here.lab.ask(f"kill {of_another}")
+    before = resets(here)
     waits = receiver(here, shared=True)
     done = guest.deny("network", pid=waits, abort=True)
     assert done.aborted is not None
@@ -81,7 +93,7 @@ def test_what_is_let_through_and_what_others_hold_is_not_ended(one_kernel: Arena
     assert done.aborted is not None
     assert done.aborted.ended == 1
     assert ended(here, f"-1 {_ECONNABORTED}")
-    assert resets(here) == before + 2
+    assert resets(here) == before + 1
     here.lab.ask("killall receiver sharer")
 
 

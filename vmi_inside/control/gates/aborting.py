@@ -10,6 +10,7 @@ A socket that somebody else holds too, such as one that was inherited, is left a
 from __future__ import annotations
 
 import errno
+import time
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,7 @@ from vmi_inside.control.deferred import Deferring
 from vmi_inside.control.gates.layout import Network, Rule
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.subjects import subjects
-from vmi_inside.control.work import ROW_LIMIT, Calls
+from vmi_inside.control.work import Calls
 from vmi_inside.errors import NoSymbol, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.descriptors import descriptors
@@ -41,6 +42,9 @@ _ESTABLISHED: Final = 1
 _REFERENCES: Final = "__sk_common.skc_refcnt.refs.counter"
 #: So many times as many connections as one go has room for.
 _ROUNDS: Final = 16
+#: How often what is shared is looked at again, and the seconds between.
+_LOOKS: Final = 5
+_BREATH: Final = 0.05
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 
 
@@ -98,16 +102,32 @@ class Aborting:
 
     def abort(self, rule: Rule, mark: int, reason: str) -> Aborted:
         """End the connections that a rule which stands refuses. Raises what `Deferring.run` does."""
-        ended = failed = 0
+        ended = failed = shared = 0
         for _ in range(_ROUNDS):
             results = self._deferring.run(
                 lambda: self._calls(self.find(rule, mark)), f"end connections: {reason}", {"gate": "abort"}
             )
             good = sum(not value & 0xFFFF_FFFF for value in results)
             ended, failed = ended + good, failed + len(results) - good
-            if len(results) < ROW_LIMIT or not good:
+            if results and not good:  # they would not be ended by asking again
+                shared = self.find(rule, mark).shared
                 break
-        return Aborted(ended, failed, self.find(rule, mark).shared)
+            left = self._left(rule, mark)
+            shared = left.shared
+            if not len(left.sock):
+                break
+        return Aborted(ended, failed, shared)
+
+    def _left(self, rule: Rule, mark: int) -> Connections:
+        """What still is to be ended. Whoever has just forked shares its connections, until its child begins a program
+        of its own: those that are shared are looked at for a little."""
+        left = self.find(rule, mark)
+        for _ in range(_LOOKS):
+            if len(left.sock) or not left.shared:
+                break
+            time.sleep(_BREATH)
+            left = self.find(rule, mark)
+        return left
 
     def find(self, rule: Rule, mark: int) -> Connections:
         """The connections that a rule refuses to its subject, as they are now."""
