@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab.guest import LabGuest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

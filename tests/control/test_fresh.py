@@ -17,7 +17,7 @@ from tests.lab import LabError
 from tests.lab.guest import LabGuest
 from vmi_inside.errors import GuestGone, NotUndoable, Unsafe, VmiError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: A reboot leaves the old kernel in memory, and attaching says so.
 pytestmark = pytest.mark.filterwarnings("ignore::vmi_inside.guest.Notice")
 

@@ -1,4 +1,4 @@
-"""A controller that is killed in the middle: `python -m tests.control_victim TARGET URI POINT PID [both]`.
+"""A controller that is killed in the middle: `python -m tests.control.victim TARGET URI POINT PID [both]`.
 
 Counts every step that leaves a trace outside the process, before and after it, and dies (SIGKILL) at the POINT-th; with
 `both` the process that watches over it dies first. Ends with status 0 when there are fewer steps than that. With a PID
