@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -144,6 +147,71 @@ def test_torn_and_senseless_lines(store: Store) -> None:
     assert store.lines() == [{"id": 1, "event": "x"}]
     store.append({"id": 3})
     assert store.lines() == [{"id": 1, "event": "x"}, {"id": 3}]
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file grows beyond `room` bytes: what is written ends in the middle, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk(store: Store) -> None:
+    """It is told, nothing that was there is lost, and what was cut off there does not spoil what comes later."""
+    store.append({"id": 1})
+    store.hold({"found": True})
+    with full_disk(store.path("journal").stat().st_size + 5):
+        with pytest.raises(ControlError, match=r"cannot write the journal .*8a2b-guest\.journal: File too large"):
+            store.append({"id": 2, "event": "done"})
+        with pytest.raises(ControlError, match=r"cannot write .*8a2b-guest\.held: File too large"):
+            store.hold({"found": False, "points": list(range(99))})
+    assert store.held() == {"found": True}
+    assert sorted(path.name for path in store.folder.iterdir()) == ["8a2b-guest.held", "8a2b-guest.journal"]
+    store.append({"id": 3})
+    assert store.lines() == [{"id": 1}, {"id": 3}]
+
+
+@pytest.mark.parametrize("sync", [lambda store: store.append({"id": 2}), lambda store: store.sync()])
+def test_a_disk_that_fails(store: Store, monkeypatch: pytest.MonkeyPatch, sync: Any) -> None:
+    store.append({"id": 1})
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ControlError, match=r"cannot write the journal .*: Input/output error"):
+        sync(store)
+    monkeypatch.undo()
+    assert store.lines()[0] == {"id": 1}
+
+
+def test_what_is_in_the_way(store: Store, tmp_path: Path) -> None:
+    store.sync()  # nothing is there yet
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(ControlError, match=r"cannot make .*/state"):
+        store.append({"id": 1})
+    (tmp_path / "state").unlink()
+    store.append({"id": 1})
+    store.path("journal").unlink()
+    store.path("journal").mkdir()
+    for use in (lambda: store.append({"id": 1}), store.sync):
+        with pytest.raises(ControlError, match=r"cannot open .*\.journal: Is a directory"):
+            use()
+    with pytest.raises(ControlError, match="not trusted"):
+        store.lines()
+
+
+@pytest.mark.parametrize(("raw", "told"), [(b"", {}), (b"[1]", {}), (b"{", {}), (b"[" * 100_000, {}), (b"{}", {})])
+def test_a_marker_that_makes_no_sense_still_says_that_the_guest_was_held(
+    store: Store, raw: bytes, told: dict[str, Any]
+) -> None:
+    store.hold({"found": True})
+    store.path("held").write_bytes(raw)
+    assert store.held() == told
 
 
 def test_one_at_a_time(store: Store) -> None:
