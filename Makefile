@@ -1,7 +1,7 @@
 # make demo   boots a small guest under a private libvirt daemon, looks into it, takes it down
 # make test   all tests, those that boot real guests too; make fast leaves these out. Tests that run on one kernel after the
 #             other do so on two; PYTEST_ARGS=--all-kernels has them run on all, PYTEST_ARGS=--xen on a Xen host, too
-# make coverage   the same, and which parts of the code no test of this process ran
+# make coverage   the same, and which parts of the code no test ran, the commands that tests start among it
 # make lint   ruff and mypy
 # make benchmark   vmi-inside beside its peers on guests of several sizes: an hour, and 280 MB to fetch
 # Each sets up what it needs on a Debian-like machine, as root or with sudo: see tests/lab/setup.sh.
@@ -20,7 +20,9 @@ test: setup
 	$(AS_ROOT) $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 coverage: setup
+	$(AS_ROOT) $(VENV)/bin/python -m coverage erase
 	$(AS_ROOT) $(VENV)/bin/python -m coverage run -m pytest $(PYTEST_ARGS)
+	$(AS_ROOT) $(VENV)/bin/python -m coverage combine --quiet
 	$(VENV)/bin/python -m coverage report --skip-covered --sort cover
 
 fast: setup

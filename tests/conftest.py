@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from hypothesis import Phase, settings
 
 from tests.lab import missing_prerequisites
 from tests.lab.guest import LabGuest, Shape
@@ -29,6 +30,9 @@ _FIXTURES: Final = {"lab", "lab_guest", "lab_boot", "lab_fresh", "lab_qemu"}
 _USUAL_KERNELS: Final = {"6.1-cloud", "new-cloud"}
 _REPLACED: Final = pytest.StashKey[list[str]]()
 _MOST_VARIANTS: Final = 5  # guests kept running beside the shared one: an idle one costs some hundredths of a processor
+
+#: For mutation testing (docs/mutation.md): the same examples each time, and one that fails is not made smaller.
+settings.register_profile("mutation", derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -203,6 +203,121 @@ def kernel_string(types: Btf, name: str) -> Any:
     return (at for at in types._string_places(name))
 
 
+@pytest.mark.parametrize(
+    ("make", "kind", "size", "name"),
+    [
+        (lambda blob: blob.add(btf.FLOAT, "double", 8), "float", 8, "double"),
+        (lambda blob: blob.pointer(0), "pointer", 8, ""),
+        (lambda blob: blob.struct("pair", 12), "struct", 12, "pair"),
+        (lambda blob: blob.struct("either", 12, union=True), "union", 12, "either"),
+        (lambda blob: blob.enum64("wide"), "enum", 8, "wide"),
+        (lambda blob: blob.add(btf.FUNC, "f", blob.add(btf.FUNC_PROTO, "", 0)), "function", 0, "f"),
+        (lambda blob: blob.add(btf.DATASEC, ".data", 64), "unknown", 0, ".data"),
+        (lambda blob: blob.add(btf.FWD, "opaque"), "unknown", 0, "opaque"),
+        (lambda blob: blob.add(btf.TYPE_TAG, "user", blob.add(btf.RESTRICT, "", blob.pointer(0))), "pointer", 8, ""),
+        (lambda blob: blob.array(blob.array(blob.pointer(0), 3), 4), "array", 96, ""),
+        (lambda blob: blob.array(blob.add(btf.TYPEDEF, "t", blob.array(blob.enum("e"), 5)), 2), "array", 40, ""),
+        (lambda blob: blob.array(blob.enum64("e"), 2), "array", 16, ""),
+        (lambda blob: blob.array(blob.add(btf.FLOAT, "float", 4), 2), "array", 8, ""),
+        (lambda blob: blob.array(blob.struct("u", 6, union=True), 2), "array", 12, ""),
+        (lambda blob: blob.array(blob.add(btf.FWD, "opaque"), 7), "array", 0, ""),
+    ],
+)
+def test_what_each_kind_is(make: Any, kind: str, size: int, name: str) -> None:
+    blob = Blob()
+    one = make(blob)
+    blob.struct("holder", 128, ("it", one, 0))
+    types = Btf(blob.blob())
+    found = types.type(one)
+    assert (found.kind, found.size, found.name) == (kind, size, name)
+    assert types.type(one) is found
+    assert member_of(types.struct("holder"), "it") == (0, size, 0, 0)
+
+
+def test_records_are_what_was_written() -> None:
+    kernel = Btf(small().blob())
+    blob = Blob(kernel)
+    written = [
+        (btf.INT, "number", False, 4, (32,)), (btf.PTR, "", False, 1, ()), (btf.ARRAY, "", False, 0, (1, 2, 3)),
+        (btf.STRUCT, "s", True, 8, (0, 1, 2, 0, 3, 4)), (btf.UNION, "u", False, 8, (0, 1, 2)),
+        (btf.ENUM, "e", True, 4, (0, 7)), (btf.FWD, "f", True, 0, ()), (btf.TYPEDEF, "t", False, 1, ()),
+        (btf.FUNC, "g", False, 1, ()), (btf.FUNC_PROTO, "", False, 1, (0, 1, 0, 2)), (btf.VAR, "v", False, 1, (1,)),
+        (btf.DATASEC, "d", False, 8, (1, 0, 8)), (btf.FLOAT, "x", False, 8, ()), (btf.DECL_TAG, "y", False, 1, (9,)),
+        (btf.TYPE_TAG, "z", False, 1, ()), (btf.ENUM64, "w", False, 8, (0, 1, 2)),
+    ]  # fmt: skip
+    ids = [
+        blob.add(kind, name, last, *words, vlen=len(words) // btf._EACH.get(kind, 1) if kind in btf._EACH else 0,
+                 flag=flag)
+        for kind, name, flag, last, words in written
+    ]  # fmt: skip
+    module = Btf(blob.blob(), kernel)
+    assert [tuple(module.record(one)) for one in ids] == written
+    assert module.enumerators(ids[5]) == [("", 7)]
+    for one in range(1, kernel.end_id):
+        assert module.record(one) == kernel.record(one)
+    for types in (kernel, module):
+        with pytest.raises(WrongProfile, match=f"no type {types.end_id}, only {types.end_id - 1}"):
+            types.record(types.end_id)
+        for one in (0, -1):
+            with pytest.raises(WrongProfile, match=f"no type {one}"):
+                types.record(one)
+
+
+@pytest.mark.parametrize("length", [1, 510, 511, 512, 513])
+def test_names_are_read_to_a_limit(length: int) -> None:
+    blob = Blob()
+    one = blob.struct("n" * length, 8)
+    types = Btf(blob.blob())
+    if length < btf._NAME_LIMIT:
+        assert types.type(one).name == "n" * length
+    else:
+        with pytest.raises(WrongProfile, match="no string at offset 0x1"):
+            types.type(one)
+    with pytest.raises(WrongProfile, match="no string"):
+        types.string(types.end_string)
+
+
+def test_a_struct_of_too_many_members_is_refused() -> None:
+    blob = Blob()
+    number = blob.integer("int", 4)
+    part = blob.struct("", 8, *[("", number, 0)] * 0x8000)
+    blob.struct("fits", 8, ("", part, 0), ("last", number, 32))
+    blob.struct("s", 8, ("", part, 0), ("", part, 0), ("last", number, 32))
+    types = Btf(blob.blob())
+    assert member_of(types.struct("fits"), "last") == (4, 4, 0, 0)
+    found = types.struct("s")
+    assert found is not None
+    with pytest.raises(WrongProfile, match="too many members"):
+        found.member("last")
+
+
+@pytest.mark.parametrize(
+    ("changed", "believed"),
+    [
+        ({}, True), ({"length": 23}, False), ({"types_size": 0}, False), ({"types_at": 2}, False),
+        ({"types_size": 14}, False), ({"strings_at": 15}, False), ({"strings_at": 17}, True),
+        ({"strings_size": 0}, False), ({"strings_size": (64 << 20) - 40}, True),
+        ({"strings_size": (64 << 20) - 39}, False), ({"types_at": 4}, False), ({"types_at": 4, "strings_at": 20}, True),
+    ],
+)  # fmt: skip
+def test_headers(changed: dict[str, int], believed: bool) -> None:
+    told = {"length": 24, "types_at": 0, "types_size": 16, "strings_at": 16, "strings_size": 9, **changed}
+    header = btf.MAGIC + b"\0" + struct.pack("<5I", *told.values())
+    total = told["length"] + told["strings_at"] + told["strings_size"]
+    assert btf.size(header) == (total if believed else None)
+    assert btf.size(memoryview(header + b"more")) == (total if believed else None)
+
+
+def test_strings_begin_and_end_with_nul() -> None:
+    raw = small().blob()
+    at = 24 + struct.unpack_from("<I", raw, 16)[0]
+    for place in (at, len(raw) - 1):
+        damaged = bytearray(raw)
+        damaged[place] = 65
+        with pytest.raises(WrongProfile, match="begin and end with NUL"):
+            Btf(bytes(damaged))
+
+
 def test_variables_have_types() -> None:
     blob = Blob()
     blob.add(btf.VAR, "runqueues", blob.struct("rq", 40), 1)

@@ -51,8 +51,8 @@ def compress(text: str) -> bytes:
     return bytes(out)
 
 
-def encode(lines: list[Line], layout: str = "6.1", *, at: int = 0, base: int = BASE) -> tuple[bytes, int]:
-    """The tables as they lie `at` bytes (a multiple of 8) behind `_text`, and where among them the offsets are."""
+def encode(lines: list[Line], layout: str = "6.1", *, at: int = 0, base: int = BASE) -> tuple[bytes, dict[str, int]]:
+    """The tables as they lie `at` bytes (a multiple of 8) behind `_text`, and where among them each begins."""
     tokens = [_PIECES.get(code, chr(code) if chr(code) in _ALPHABET else "") for code in range(256)]
     table = index = b""
     for token in tokens:
@@ -79,34 +79,36 @@ def encode(lines: list[Line], layout: str = "6.1", *, at: int = 0, base: int = B
         return out
 
     out = b""
+    places = {}
 
-    def put(data: bytes, align: int = 8) -> None:
+    def put(name: str, data: bytes, align: int = 8) -> None:
         nonlocal out
-        out += bytes(-(at + len(out)) % align) + data
+        out += bytes(-(at + len(out)) % align)
+        places[f"kallsyms_{name}"] = len(out)
+        out += data
 
     count = len(lines).to_bytes(4, "little")
     seqs = b"".join(row.to_bytes(3, "big") for row in range(len(lines)))
     late = layout in ("6.4", "6.15", "7.0")
-    offsets_at = 0
     if not late:
-        put(offsets(0))
-        put(base.to_bytes(8, "little"))
-    put(count)
-    put(names)
-    put(markers)
+        put("offsets", offsets(0))
+        put("relative_base", base.to_bytes(8, "little"))
+    put("num_syms", count)
+    put("names", names)
+    put("markers", markers)
     if layout == "6.1":
-        put(seqs)
-    put(table)
-    put(index, 4)
+        put("seqs_of_names", seqs)
+    put("token_table", table)
+    put("token_index", index, 4)
     if late:
-        put(b"", 4)
-        offsets_at = len(out)
-        put(offsets(at + len(out)), 4)
+        put("offsets", b"", 4)
+        put("offsets", offsets(at + len(out)), 4)
     if layout in ("6.4", "6.15"):
-        put(base.to_bytes(8, "little"))
+        put("relative_base", base.to_bytes(8, "little"))
     if late:
-        put(seqs)
-    return out, offsets_at
+        put("seqs_of_names", seqs)
+    places.pop("kallsyms_seqs_of_names", None)  # nobody asks where these are
+    return out, places
 
 
 def some_lines(count: int, *, absolute: int = 0) -> list[Line]:
@@ -132,13 +134,14 @@ def lines_of(symbols: Symbols) -> list[Line]:
 @pytest.mark.parametrize("count", [1000, 1024, 1025, 5000])
 def test_every_layout_gives_back_all_symbols(layout: str, count: int) -> None:
     lines = some_lines(count, absolute=0 if layout in ("6.15", "7.0") else 40)
-    raw, at = encode(lines, layout, at=4096)
+    raw, places = encode(lines, layout, at=4096)
     found = decode(raw)
     assert found is not None
     assert lines_of(found.symbols) == lines
+    assert found.tables == {name: 4096 + at for name, at in places.items()}
     if layout == "7.0":
         assert found.origin is None
-        assert found.place == 4096 + at == found.tables["kallsyms_offsets"]
+        assert found.place == 4096 + places["kallsyms_offsets"]
     else:
         assert found.origin == BASE
         assert found.place is None
@@ -187,6 +190,25 @@ def test_tables_that_lie_are_not_believed(layout: str) -> None:
     lines[700] = Line(lines[700].name, "t", 3)  # not ascending
     assert decode(encode(lines, layout, at=4096)[0]) is None
     assert decode(encode([Line("text", "T", 0), *some_lines(1500)[1:]], layout, at=4096)[0]) is None  # no _text
+
+
+@pytest.mark.parametrize("cut", [1, 10, 19])
+@pytest.mark.parametrize("layout", ["6.1", "7.0"])
+def test_tables_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, layout: str, cut: int) -> None:
+    """Also where the digits that tell of them begin in one piece that is looked through, and end in the next."""
+    monkeypatch.setattr(kallsyms, "_CHUNK", 1 << 16)
+    lines = some_lines(1500)
+    raw, _ = encode(lines, layout, at=4096)
+    digits = raw.index(kallsyms._DIGITS)
+    before = 4096 + -(digits + cut) % (1 << 16) & -8
+    raw, places = encode(lines, layout, at=before)
+    image = bytes(before) + raw + bytes(1 << 17)
+    memory = MappedMemory([(Run(1 << 20, len(image)), np.frombuffer(image, np.uint8))])
+    for start in (1 << 20, (1 << 20) + 4096):
+        (found,) = kallsyms.find(memory, start)
+        assert lines_of(found.symbols) == lines
+        assert found.tables == {name: (1 << 20) + before + at for name, at in places.items()}
+    assert list(kallsyms.find(memory, 1 << 20, before)) == []
 
 
 def test_digits_alone_are_no_token_table() -> None:

@@ -200,6 +200,79 @@ def test_serial_says_what_it_met(guest: SyntheticGuest) -> None:
     assert walk.serial(guest.space, NOWHERE).faults
 
 
+@pytest.mark.parametrize("length", [1025, 2500])
+def test_a_long_circle_is_walked_once(guest: SyntheticGuest, length: int) -> None:
+    """However far back the node lies that a chain comes to again."""
+    at = long_list(guest, 6000)
+    for back in (0, 1, length - 1):
+        guest.word(at + 16 * (length - 1), at + 16 * back)
+        for found in (
+            walk.chains(guest.space, addresses(at), what="thing"),
+            walk.serial(guest.space, at, what="thing"),
+            walk.dense(guest.space, addresses(at), what="thing"),
+        ):
+            first = 0 if len(found.address) == length else 1  # a head is not among the nodes
+            assert found.address.tolist() == [at + 16 * index for index in range(first, length)]
+            assert bool(found.faults) == (back > 0 or first == 0)
+
+
+# -- lists whose nodes lie close together ------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 12), max_size=20), st.sampled_from((0, 8, 40)), st.integers(0, 1 << 32))
+def test_dense_lists_equal_what_was_linked(lengths: list[int], offset: int, seed: int) -> None:
+    guest = SyntheticGuest(scattered=True)
+    heads, want, pages = [0], {}, set()
+    for row, length in enumerate(lengths, 1):
+        nodes = [guest.alloc(64, "node") for _ in range(length)]
+        random.Random(seed).shuffle(nodes)
+        head = guest.alloc(64, "head")
+        heads.append(head)
+        for at, to in itertools.pairwise((head, *nodes, head)):
+            guest.word(at + offset, to)
+            pages.add(at + offset & -4096)
+        if nodes:
+            want[row] = nodes
+    with guest.space.operation():
+        guest.space.translate(addresses(*pages, *pages))  # the page tables are known
+        guest.memory.reset()
+        found = walk.dense(guest.space, addresses(*heads), offset)
+    assert by_owner(found) == want
+    assert found.faults == ()
+    assert guest.memory.reads <= len(pages), "no page is read twice"
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [("a", "runs in a circle or into another"), ("other", "runs in a circle or into another"), (0, "ends in NULL"),
+     (NOWHERE, "a node could not be read"), (HOLE, "a node could not be read"), (4, "a node could not be read")],
+)  # fmt: skip
+def test_a_dense_list_that_lies_costs_only_itself(guest: SyntheticGuest, last: str | int, told: str) -> None:
+    head, a, b, empty, honest, other = (guest.alloc(16) for _ in range(6))
+    wrong = {"a": a, "other": other}.get(last, last) if isinstance(last, str) else last
+    guest.chain(head, [a, b], a + 4 if wrong == 4 else wrong)  # a pointer to the middle of a word
+    guest.word(empty, empty)
+    guest.chain(honest, [other], honest)
+    found = walk.dense(guest.space, addresses(honest, head, empty), what="thing")
+    assert by_owner(found) == {0: [other], 1: [a, b]}
+    assert found.faults == (f"thing: {told}",)
+    of_no_memory = walk.dense(guest.space, addresses(NOWHERE, honest), what="thing")
+    assert by_owner(of_no_memory) == {1: [other]}
+    assert of_no_memory.faults == ("thing: a node could not be read",)
+
+
+def test_a_dense_list_without_an_end_is_cut(guest: SyntheticGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "NODE_LIMIT", 300)
+    at = long_list(guest, 1000)
+    found = walk.dense(guest.space, addresses(at), what="thing")
+    assert found.address.tolist() == [at + 16 * index for index in range(1, 301)]
+    assert found.faults == ("thing: cut after 300 nodes",)
+
+
+# -- the xarray --------------------------------------------------------------------------------------------------------
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(st.one_of(st.integers(0, 200), st.integers(0, (1 << 22) - 1)), st.integers(1, 1 << 40), max_size=60)

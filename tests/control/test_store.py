@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vmi_inside.control.journal import Journal, Write
+from vmi_inside.control import journal as journals
+from vmi_inside.control.journal import Entry, Journal, Write
 from vmi_inside.control.pausing import Pausing, uninterrupted
 from vmi_inside.control.store import Store
 from vmi_inside.errors import Busy, ControlError, GuestGone
@@ -145,6 +149,71 @@ def test_torn_and_senseless_lines(store: Store) -> None:
     assert store.lines() == [{"id": 1, "event": "x"}, {"id": 3}]
 
 
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file grows beyond `room` bytes: what is written ends in the middle, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk(store: Store) -> None:
+    """It is told, nothing that was there is lost, and what was cut off there does not spoil what comes later."""
+    store.append({"id": 1})
+    store.hold({"found": True})
+    with full_disk(store.path("journal").stat().st_size + 5):
+        with pytest.raises(ControlError, match=r"cannot write the journal .*8a2b-guest\.journal: File too large"):
+            store.append({"id": 2, "event": "done"})
+        with pytest.raises(ControlError, match=r"cannot write .*8a2b-guest\.held: File too large"):
+            store.hold({"found": False, "points": list(range(99))})
+    assert store.held() == {"found": True}
+    assert sorted(path.name for path in store.folder.iterdir()) == ["8a2b-guest.held", "8a2b-guest.journal"]
+    store.append({"id": 3})
+    assert store.lines() == [{"id": 1}, {"id": 3}]
+
+
+@pytest.mark.parametrize("sync", [lambda store: store.append({"id": 2}), lambda store: store.sync()])
+def test_a_disk_that_fails(store: Store, monkeypatch: pytest.MonkeyPatch, sync: Any) -> None:
+    store.append({"id": 1})
+
+    def fsync(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ControlError, match=r"cannot write the journal .*: Input/output error"):
+        sync(store)
+    monkeypatch.undo()
+    assert store.lines()[0] == {"id": 1}
+
+
+def test_what_is_in_the_way(store: Store, tmp_path: Path) -> None:
+    store.sync()  # nothing is there yet
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(ControlError, match=r"cannot make .*/state"):
+        store.append({"id": 1})
+    (tmp_path / "state").unlink()
+    store.append({"id": 1})
+    store.path("journal").unlink()
+    store.path("journal").mkdir()
+    for use in (lambda: store.append({"id": 1}), store.sync):
+        with pytest.raises(ControlError, match=r"cannot open .*\.journal: Is a directory"):
+            use()
+    with pytest.raises(ControlError, match="not trusted"):
+        store.lines()
+
+
+@pytest.mark.parametrize(("raw", "told"), [(b"", {}), (b"[1]", {}), (b"{", {}), (b"[" * 100_000, {}), (b"{}", {})])
+def test_a_marker_that_makes_no_sense_still_says_that_the_guest_was_held(
+    store: Store, raw: bytes, told: dict[str, Any]
+) -> None:
+    store.hold({"found": True})
+    store.path("held").write_bytes(raw)
+    assert store.held() == told
+
+
 def test_one_at_a_time(store: Store) -> None:
     other = Store("8a2b-guest", store.folder)
     with store.lock("web"), pytest.raises(Busy, match=f"pid {os.getpid()}"), other.lock("web", patience=0.05):
@@ -188,6 +257,114 @@ def test_records_that_make_no_sense(store: Store, record: dict[str, Any]) -> Non
     store.append(record)
     assert Journal(store).entries() == []
     assert Journal(store).begin("write", "", "boot", {}).id == 1
+
+
+def test_an_entry_is_read_as_it_was_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "_user", lambda: "operator as root")
+    monkeypatch.setattr(journals.time, "time", lambda: 1234.5)
+    planned = (Write(0x1000, b"a", b"b", code=True), Write(0x2000, b"cd", b"ef", space="physical"))
+    Journal(store).begin("write", "of something else", "boot 1", {})
+    begun = Journal(store).begin("gate", "because", "boot 2", {"a": [1]}, "vmi-inside deny", planned)
+    assert begun == Entry(
+        2, "gate", "because", "operator as root", 1234.5, "boot 2", {"a": [1]}, command="vmi-inside deny",
+        planned=planned,
+    )  # fmt: skip
+    assert Journal(store).entries()[1] == Journal(store).find(2) == begun
+    assert Journal(store).find(3) is None
+
+
+ONE, OTHER = Write(0x1000, b"a", b"b"), Write(0x2000, b"c", b"d")
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "detail", "writes"),
+    [
+        ([], "open", {"at": "begin"}, ()),
+        ([("writes", [ONE]), ("writes", [OTHER])], "open", {"at": "begin"}, (ONE, OTHER)),
+        ([("writes", [ONE]), ("taken back", None), ("writes", [OTHER])], "open", {"at": "begin"}, (OTHER,)),
+        ([("note", {"at": "note"}), ("note", "nothing")], "open", {"at": "note"}, ()),
+        ([("writes", [ONE]), ("done", {"at": "end"})], "done", {"at": "end"}, (ONE,)),
+        ([("put back", 5)], "put back", {"at": "begin"}, ()),
+        ([("broken", {"at": "end"})], "broken", {"at": "end"}, ()),
+        # what comes behind an entry's end is not of it
+        ([("done", None), ("broken", {"x": 1}), ("writes", [ONE]), ("note", {"x": 1})], "done", {"at": "begin"}, ()),
+        ([("undone", {"x": 1}), ("no such event", {"x": 1}), ("open", None)], "open", {"at": "begin"}, ()),
+        ([("begin", {"x": 1})], "open", {"at": "begin"}, ()),
+    ],
+)
+def test_what_records_make_of_an_entry(
+    store: Store, events: list[tuple[str, Any]], state: str, detail: dict[str, str], writes: tuple[Write, ...]
+) -> None:
+    entry = Journal(store).begin("write", "", "boot", {"at": "begin"})
+    for event, told in events:
+        of_writes = {"writes": [one.to_json() for one in told]} if event == "writes" else {"detail": told}
+        more = {"kind": "again", "reason": "", "user": "", "time": 0, "boot": ""} if event == "begin" else {}
+        store.append({"id": entry.id, "event": event, **of_writes, **more})
+    store.append({"id": entry.id + 1, "event": "done", "detail": {"x": 1}})  # of none that is there
+    (found,) = Journal(store).entries()
+    assert (found.kind, found.state, found.detail, found.writes) == ("write", state, detail, writes)
+
+
+def test_what_it_is_told_itself_an_entry_says_too(store: Store) -> None:
+    """A journal's own entry and what another reads of it are the same after every step."""
+    journal = Journal(store)
+    entry = journal.begin("gate", "", "boot", {}, planned=[ONE])
+    entry.detail = {"step": 1}
+    steps = [
+        lambda: journal.writes(entry, [ONE]), lambda: journal.writes(entry, [OTHER]), lambda: journal.note(entry),
+        lambda: journal.taken_back(entry), lambda: journal.end(entry, "put back"),
+    ]  # fmt: skip
+    for number, step in enumerate(steps):
+        step()
+        found = Journal(store).entries()[0]
+        assert (found.state, found.writes) == (entry.state, entry.writes)
+        assert found.detail == (entry.detail if number >= 2 else {})
+    assert (entry.state, entry.writes) == ("put back", ())
+
+
+@pytest.mark.parametrize(
+    ("step", "synced"),
+    [
+        (lambda journal, entry: journal.writes(entry, [ONE]), False),
+        (lambda journal, entry: journal.writes(entry, [ONE, OTHER]), True),
+        (lambda journal, entry: journal.writes(entry, [Write(ONE.address, b"x", b"y")]), False),  # a planned place
+        (lambda journal, entry: journal.writes(entry, [Write(ONE.address, b"xx", b"yy")]), True),
+        (lambda journal, entry: journal.writes(entry, [Write(ONE.address, b"a", b"b", space="physical")]), True),
+        (lambda journal, entry: journal.note(entry), False),
+        (lambda journal, entry: journal.taken_back(entry), True),
+        (lambda journal, entry: journal.end(entry, "done"), True),
+        (lambda journal, entry: journal.end(entry, "done", sync=False), False),
+        (lambda journal, _: journal.begin("write", "", "boot", {}), True),
+        (lambda journal, _: journal.sync(), True),
+    ],
+)
+def test_what_is_on_the_disk_when_it_returns(
+    store: Store, monkeypatch: pytest.MonkeyPatch, step: Any, synced: bool
+) -> None:
+    """In the pause nothing waits for a disk that was foreseen; all else is there before the guest is changed."""
+    journal = Journal(store)
+    entry = journal.begin("gate", "", "boot", {}, planned=[ONE])
+    calls: list[int] = []
+    monkeypatch.setattr(os, "fsync", calls.append)
+    step(journal, entry)
+    assert bool(calls) == synced
+
+
+@pytest.mark.parametrize(
+    ("user", "behind", "told"),
+    [("root", None, "root"), ("root", "ann", "ann as root"), ("ann", "ann", "ann"), (None, None, "{uid}")],
+)
+def test_who_asked_for_it(monkeypatch: pytest.MonkeyPatch, user: str | None, behind: str | None, told: str) -> None:
+    def name() -> str:
+        if user is None:
+            raise OSError("no such user")
+        return user
+
+    monkeypatch.setattr(journals.getpass, "getuser", name)
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    if behind:
+        monkeypatch.setenv("SUDO_USER", behind)
+    assert journals._user() == told.format(uid=os.getuid())
 
 
 @pytest.mark.parametrize("undoes", [[], {}, None, "1", 1e9])

@@ -55,8 +55,6 @@ def chosen(guest: Guest, pids: Sequence[int], group: int | None, cgroup: str | N
     if cgroup is not None:
         found += in_cgroup(guest.processes(columns=("pid", "cgroup_path")), cgroup)
     if not found:
-        if group is None and cgroup is None:
-            raise click.UsageError("Which processes? Give PIDs, --group or --cgroup.")
         say(f"{guest.name}: no process is in it")
         click.get_current_context().exit(exits.NOTHING)
     return found
@@ -67,6 +65,8 @@ def act(
     words: str, do: Callable[[Guest, list[int]], None],
 ) -> None:  # fmt: skip
     """Do something to processes, or say what would be done: `words` and each of them."""
+    if not pids and group is None and cgroup is None:
+        raise click.UsageError("Which processes? Give PIDs, --group or --cgroup.")
     with controlled(target, quiet=quiet, dry_run=dry_run) as guest:
         from vmi_inside.control.signals import targets
 

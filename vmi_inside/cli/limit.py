@@ -10,6 +10,8 @@ from vmi_inside.cli.options import Target, target_options
 
 
 def _limit(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, int | None, int | None]]:
+    from vmi_inside.control.rlimits import LIMITS
+
     found = []
     for text in values:
         name, equals, told = text.partition("=")
@@ -20,6 +22,8 @@ def _limit(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> li
             equals = ""
         if not equals or (soft, hard) == ("", ""):
             raise click.BadParameter(f"{text!r} is no limit like nofile=64, nofile=64:128 or as=unlimited.")
+        if name.lower() not in LIMITS:  # before any of the others is set
+            raise click.BadParameter(f"there is no limit {name!r}; there are {', '.join(LIMITS)}.")
     return found
 
 

@@ -62,6 +62,8 @@ def write(
     """
     if sum(given is not None for given in (raw, text, number)) != 1:
         raise click.UsageError("One of --hex, --text and --int says what to write.")
+    if raw == b"":
+        raise click.UsageError("There are no bytes to write.")
     from vmi_inside.control.named import Place
     from vmi_inside.control.places import PHYSICAL, process_space
 
@@ -98,6 +100,4 @@ def _data(raw: bytes | None, text: str | None, number: int | None, size: int, wh
         if not -(1 << 8 * size - 1) <= number < 1 << 8 * size:
             raise click.UsageError(f"{number} does not fit into {size} bytes.")
         data = (number & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-    if not data:
-        raise click.UsageError("There are no bytes to write.")
     return data
