@@ -9,6 +9,7 @@ import pytest
 from tests.synthetic import LinuxGuest
 from tests.synthetic.files import FilesGuest
 from tests.synthetic.linux import Task
+from tests.synthetic.stacks import StackGuest
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.open_files import process_open_files
 from vmi_inside.linux.processes import processes
@@ -159,3 +160,23 @@ def test_sockets_are_never_put_to_another() -> None:
     told = {(row.pid, row.local_port) for table in tables for row in table if not row.fault and row.pid > 0}
     assert (50, 50) in told
     assert told <= {(50, 50), (60, 60)}
+
+
+def test_what_runs_meanwhile_waits_nowhere() -> None:
+    """A task goes on, uses its stack for something else, and sleeps again elsewhere."""
+
+    def make() -> Made:
+        guest = StackGuest()
+        task = guest.task(10, "goes-on")
+        sp = guest.asleep(task, "plain")
+        guest.finish()
+
+        def change() -> None:
+            for at in range(sp, sp + 512, 8):
+                guest.word(at, 0x1234_5678)
+            guest.asleep(task, "framed")
+
+        return guest, change
+
+    tables = at_every_moment(make, processes)
+    assert {row.wchan for table in tables for row in table if not row.fault} == {"plain", "framed", ""}
