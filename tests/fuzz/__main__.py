@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Protocol
 
-from tests.fuzz import commands, contained, guests, lies, parsers
+from tests.fuzz import commands, contained, guests, hypervisors, lies, parsers
 from tests.fuzz.image import Image
 from tests.fuzz.watch import Finding, bounded, judge, limit_address_space
 
@@ -74,7 +74,8 @@ def chosen(wanted: list[str], seed: int, images: Iterable[Path], folder: Path) -
     def fits(name: str) -> bool:
         return not wanted or any(fnmatchcase(name, each) for each in wanted)
 
-    found: list[Target] = [one for one in parsers.targets(folder, seed) if fits(one.name)]
+    of_bytes = [*parsers.targets(folder, seed), *hypervisors.targets(folder, seed)]
+    found: list[Target] = [one for one in of_bytes if fits(one.name)]
     if not wanted or any(each.startswith(("made-up", "*")) for each in wanted):
         found += [one for one in lies.targets(seed) if fits(one.name)]
     for path in images:
