@@ -141,6 +141,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except VmiError as error:
             messages.fail(ctx, error)
+        except click.FileError as error:  # a file of this host
+            messages.say(f"{error.ui_filename}: {error.message}")
+            raise click.exceptions.Exit(exits.NOTHING) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(exits.INTERRUPTED) from None
 
