@@ -25,6 +25,8 @@ pytestmark = pytest.mark.lab
 
 MAKERS: Final = 3
 CHILD: Final = re.compile(r"churn-(\d+)")
+#: The kernel writes names in words: the first may stand there alone for a moment.
+_WORD: Final = 8
 #: Words of `fault` that say what is so, and not that something changed meanwhile: they stand in a still picture, too.
 STATES: Final = ("runs: its stack is on a processor",)
 
@@ -87,7 +89,7 @@ class Torn:
         if match is None:
             return 0
         self.children.add(pid)
-        if int(match[1]) != pid:
+        if int(match[1]) != pid and not (len(name) == _WORD and f"churn-{pid}".startswith(name)):
             self.invented.append(f"{pid} is called {name}: {row}")
         return pid
 
