@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -383,6 +384,13 @@ def test_debug_shows_where_an_error_came_from(run: Callable[..., Result], monkey
         assert result.exit_code == 4
         assert "Traceback" in result.stderr
         assert result.stderr.endswith("vmi-inside: web01: is shut off\n")
+
+
+def test_a_file_that_cannot_be_written_is_a_line(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    error = click.FileError("nowhere/x", "No such file or directory")
+    monkeypatch.setattr(vmi_inside.guest, "attach", refuse(error))
+    done = run("ps", "web01")
+    assert (done.exit_code, done.stderr) == (1, "vmi-inside: nowhere/x: No such file or directory\n")
 
 
 def test_ctrl_c_is_quiet(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

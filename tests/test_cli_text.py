@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 from vmi_inside import errors
 from vmi_inside.cli import exits, forest
 from vmi_inside.cli.escape import visible, width
-from vmi_inside.cli.fields import duration, moment, size
+from vmi_inside.cli.fields import column_cells, duration, moment, size
 from vmi_inside.cli.grids import Grid
+from vmi_inside.control.registers import Registers
 from vmi_inside.errors import VmiError
+from vmi_inside.linux.vm_counters import VmCounters
+from vmi_inside.table import text as words
 
 
 @pytest.mark.parametrize(
@@ -80,6 +84,13 @@ def test_duration() -> None:
         "60:00.00",
         "0:00.00",
     ]
+
+
+def test_a_counter_is_a_number_and_a_register_an_address() -> None:
+    counters = VmCounters({"name": words(["nr_free_pages"]), "value": np.array([37150]), "fault": words([""])})
+    registers = Registers({"register": words(["rip"]), "value": np.array([37150], np.uint64), "fault": words([""])})
+    assert column_cells(counters, "value") == ["37150"]
+    assert column_cells(registers, "value") == ["0x911e"]
 
 
 def test_grid_aligns_by_what_is_seen() -> None:

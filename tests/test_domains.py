@@ -159,7 +159,11 @@ def test_the_layout_of_a_remote_domain_is_told_by_its_xml() -> None:
         XML.format(more="<qemu:commandline><qemu:arg value='q35,max-ram-below-4g=1G'/></qemu:commandline>", devices=""),
         XML.format(more="", devices="").replace("x86_64", "aarch64"),
         XML.format(more="", devices="").replace("pc-q35-7.2", "s390-ccw"),
+        XML.format(more="", devices="").replace("4194304", "²"),
+        XML.format(more="", devices="").replace("4194304", "9" * 5000),
         "<domain/>",
+        "<domain",
+        "",
     ):
         with pytest.raises(LayoutUnknown):
             domains.xml_runs(xml)

@@ -45,7 +45,8 @@ def server(path: Path, greeting: bytes, say: Say) -> Iterator[str]:
                         answer = say(line)
                         if not answer:
                             return
-                        connection.sendall(answer.replace(b"ID", json.dumps(json.loads(line).get("id")).encode()))
+                        told = b'"id": ' + json.dumps(json.loads(line).get("id")).encode()
+                        connection.sendall(answer.replace(b'"id": ID', told))
                 except OSError:
                     return
 
@@ -247,6 +248,21 @@ def test_answers_that_are_not_qemus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pytest.raises(AttachError, match="answer to query-name is not QEMU's"),
     ):
         open_qmp(path)
+
+
+@pytest.mark.parametrize("answer", [1, [], "x", {"UUID": 1, "running": 1}, None])
+def test_a_machine_whose_answers_are_not_qemus(tmp_path: Path, answer: object) -> None:
+    guest = driver.QmpGuest(str(tmp_path / "s"), "web01", "running", 1)
+    with (
+        server(tmp_path / "s", GREETING, answers(query_uuid=answer)),
+        pytest.raises(AttachError, match="answer to query-uuid is not QEMU's"),
+    ):
+        driver.open_machine(guest)
+    with (
+        server(tmp_path / "t", GREETING, answers(query_status=answer)) as path,
+        pytest.raises(AttachError, match="answer to query-status is not QEMU's"),
+    ):
+        driver.QmpLevers(path).paused()
 
 
 def test_a_socket_that_qemu_did_not_make_is_refused(tmp_path: Path) -> None:

@@ -272,7 +272,8 @@ def test_finding_a_domain(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("target", "error", "words"),
-    [("wep", NoSuchDomain, "'web'"), ("9", NoSuchDomain, "xl list"), ("0", Unsupported, "domain 0"),
+    [("wep", NoSuchDomain, "'web'"), ("9", NoSuchDomain, "xl list"), ("7" * 5000, NoSuchDomain, "xl list"),
+     ("0", Unsupported, "domain 0"),
      ("old", NotRunning, "in shutdown")],
 )  # fmt: skip
 def test_what_cannot_be_found(target: str, error: type[Exception], words: str) -> None:

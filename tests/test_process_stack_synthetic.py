@@ -142,6 +142,16 @@ def test_return_addresses_that_are_none(wild: int) -> None:
 
 
 @WILD
+def test_a_first_return_address_that_is_none(wild: int) -> None:
+    guest = crowd()
+    sp = guest.asleep(guest.tasks[10], "plain")
+    guest.word(sp + guest.offset("inactive_task_frame", "ret_addr"), wild)
+    rows = {row.pid: row for row in processes(guest.finish().kernel, ["pid", "wchan"])}
+    assert (rows[10].wchan, rows[10].fault) == ("", "stack cut: a return address is no code's")
+    assert (rows[1].wchan, rows[1].fault) == ("plain", "")
+
+
+@WILD
 def test_frame_pointers_that_lead_nowhere(wild: int) -> None:
     guest = crowd()
     sp = guest.asleep(guest.tasks[10], "framed", "plain")

@@ -9,7 +9,9 @@ import pytest
 from tests.synthetic import LinuxGuest
 from tests.synthetic.files import FilesGuest
 from tests.synthetic.linux import Task
+from tests.synthetic.stacks import StackGuest
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.namespaces import process_namespaces
 from vmi_inside.linux.open_files import process_open_files
 from vmi_inside.linux.processes import processes
 from vmi_inside.linux.sockets import process_open_sockets
@@ -159,3 +161,60 @@ def test_sockets_are_never_put_to_another() -> None:
     told = {(row.pid, row.local_port) for table in tables for row in table if not row.fault and row.pid > 0}
     assert (50, 50) in told
     assert told <= {(50, 50), (60, 60)}
+
+
+def released() -> Made:
+    """The process is released: its task lies there as it was, but for its pid; that and its credentials are others'."""
+    guest, first, _, _ = holder()
+
+    def change() -> None:
+        guest.put("task_struct", first.task, thread_pid=0)
+        guest.word(first.pid + guest.offset("pid", "tasks[1]"), 0)
+        guest.put("upid", first.pid + guest.offset("pid", "numbers"), nr=78)
+        guest.put("cred", first.cred, uid__val=777)
+
+    return guest, change
+
+
+@pytest.mark.parametrize("read", [processes, process_namespaces])
+def test_what_was_released_is_nobodys(read: Callable[[Kernel], Table]) -> None:
+    tables = at_every_moment(released, read)
+    rows = [row for table in tables for row in table if row.pid == 50 and not row.fault]
+    assert rows
+    assert {getattr(row, "uid", 50) for row in rows} == {50}
+    assert {getattr(row, "pid_in_namespace", 50) for row in rows} == {50}
+    assert any("meanwhile" in row.fault for table in tables for row in table)
+
+
+def test_a_name_that_is_being_written_is_marked() -> None:
+    """The kernel copies it in words of eight bytes."""
+
+    def make() -> Made:
+        guest, first, _, _ = holder()
+        guest.put("task_struct", first.task, comm=b"of-eight".ljust(16, b"\0"))
+        return guest, lambda: guest.put("task_struct", first.task, comm=b"of-eight-and-mo\0")
+
+    tables = at_every_moment(make, lambda kernel: processes(kernel, ["pid", "name", "uid", "path"]))
+    told = {row.name for table in tables for row in table if not row.fault and row.pid == 50}
+    assert told == {"of-eight", "of-eight-and-mo"}
+    assert any("meanwhile" in row.fault for table in tables for row in table)
+
+
+def test_what_runs_meanwhile_waits_nowhere() -> None:
+    """A task goes on, uses its stack for something else, and sleeps again elsewhere."""
+
+    def make() -> Made:
+        guest = StackGuest()
+        task = guest.task(10, "goes-on")
+        sp = guest.asleep(task, "plain")
+        guest.finish()
+
+        def change() -> None:
+            for at in range(sp, sp + 512, 8):
+                guest.word(at, 0x1234_5678)
+            guest.asleep(task, "framed")
+
+        return guest, change
+
+    tables = at_every_moment(make, lambda kernel: processes(kernel, ["pid", "wchan"]))
+    assert {row.wchan for table in tables for row in table if not row.fault} == {"plain", "framed", ""}

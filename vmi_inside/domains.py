@@ -344,10 +344,14 @@ def hmp(domain: Domain) -> Callable[[str], str]:
 
 def xml_runs(xml: str) -> tuple[Run, ...]:
     """Where the RAM of an x86 QEMU domain is, told from its live XML. Raises `LayoutUnknown` when it does not tell."""
-    root = ET.fromstring(xml)  # noqa: S314  from our own libvirt, which expat parses without external entities
+    try:
+        root = ET.fromstring(xml)  # noqa: S314  expat resolves no external entities, and ends what grows by others
+    except ET.ParseError as error:
+        raise LayoutUnknown(f"the domain's XML cannot be read: {error}") from error
     machine = root.find("os/type")
     memory = root.find("memory")
-    if machine is None or memory is None or not (memory.text or "").strip().isdigit():
+    amount = re.fullmatch(r"\s*([0-9]{1,20})\s*", (memory.text if memory is not None else None) or "")
+    if machine is None or memory is None or amount is None:
         raise LayoutUnknown("the domain's XML tells no machine type or memory size")
     if root.find("maxMemory") is not None or root.find("devices/memory") is not None:
         raise LayoutUnknown("the domain has memory devices, whose addresses its XML does not tell")
@@ -356,7 +360,7 @@ def xml_runs(xml: str) -> tuple[Run, ...]:
     scale = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "b": 1, "bytes": 1}.get(memory.get("unit", "KiB"))
     if scale is None or machine.get("arch") not in ("x86_64", "i686"):
         raise LayoutUnknown(f"a domain of the architecture {machine.get('arch')!r}")
-    size = int((memory.text or "").strip()) * scale
+    size = int(amount[1]) * scale
     layout = Layout(pc_runs(machine.get("machine", ""), size), (Block("", "ram", size),), (VGA_HOLE,))
     return tuple(extent.run for extent in extents(layout, [0]))
 

@@ -13,15 +13,17 @@ import argparse
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Protocol
 
-from tests.fuzz import commands, contained, guests, lies, parsers
+from tests.fuzz import commands, contained, guests, hypervisors, lies, parsers
 from tests.fuzz.image import Image
 from tests.fuzz.watch import Finding, bounded, judge, limit_address_space
+from vmi_inside.errors import VmiError
 
 IMAGES: Final = Path(__file__).resolve().parents[2] / ".cache" / "fuzz"
 _TURN: Final = 0.5  # seconds of processor time that a target has before the next
@@ -59,13 +61,24 @@ def main() -> int:
             print("\n".join(one.name for one in found))
             return 0
         if arguments.case is not None:
-            with bounded():
-                for one in found:
-                    one.case(arguments.case)
-            return 0
+            return again(found, arguments.case)
         print(f"seed {seed}, {len(found)} targets", flush=True)
         findings = campaign(found, arguments.seconds)
     return 1 if findings else 0
+
+
+def again(targets: list[Target], number: int) -> int:
+    """One case of each once more: its error comes with a traceback, also where it is one that a case may end in."""
+    with bounded():
+        for one in targets:
+            try:
+                one.case(number)
+            except VmiError as error:
+                traceback.print_exc()
+                print(f"{one.name}: no finding: a case may end in a {type(error).__name__}", flush=True)
+            else:
+                print(f"{one.name}: no finding", flush=True)
+    return 0
 
 
 def chosen(wanted: list[str], seed: int, images: Iterable[Path], folder: Path) -> list[Target]:
@@ -74,7 +87,8 @@ def chosen(wanted: list[str], seed: int, images: Iterable[Path], folder: Path) -
     def fits(name: str) -> bool:
         return not wanted or any(fnmatchcase(name, each) for each in wanted)
 
-    found: list[Target] = [one for one in parsers.targets(folder, seed) if fits(one.name)]
+    of_bytes = [*parsers.targets(folder, seed), *hypervisors.targets(folder, seed)]
+    found: list[Target] = [one for one in of_bytes if fits(one.name)]
     if not wanted or any(each.startswith(("made-up", "*")) for each in wanted):
         found += [one for one in lies.targets(seed) if fits(one.name)]
     for path in images:

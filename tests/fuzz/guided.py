@@ -16,7 +16,7 @@ from random import Random
 import atheris
 
 with atheris.instrument_imports(include=["vmi_inside"]):
-    from tests.fuzz import parsers
+    from tests.fuzz import hypervisors, parsers
     from tests.fuzz.watch import MEMORY_LIMIT
     from vmi_inside.errors import VmiError
 
@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--again", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    target = next((one for one in parsers.targets(folder, arguments.seed) if one.name == arguments.target), None)
+    targets = [*parsers.targets(folder, arguments.seed), *hypervisors.targets(folder, arguments.seed)]
+    target = next((one for one in targets if one.name == arguments.target), None)
     if target is None:
         parser.error(f"no target {arguments.target!r}: python -m tests.fuzz --list")
 

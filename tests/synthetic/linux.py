@@ -123,6 +123,7 @@ class LinuxGuest(SyntheticGuest):
         level = len(numbers)
         found.pid = self.alloc(self.size("pid") + 16 * level, f"pid{level}")
         self.put("pid", found.pid, level=level)
+        self.put("task_struct", found.task, thread_pid=found.pid)
         for index, (number, namespace) in enumerate(((pid, self.init_pid_ns), *numbers)):
             upid = found.pid + self.offset("pid", "numbers") + index * self.size("upid")
             self.put("upid", upid, nr=number, ns=namespace)

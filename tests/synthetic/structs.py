@@ -64,6 +64,7 @@ task_struct 9600
     pid 0x970 i32
     tgid 0x974 i32
     real_parent 0x980 *task_struct
+    thread_pid 0x9b8 *pid
     pid_links 0x9e0 hlist_node[4]
     worker_private 0xa28 *void
     utime 0xa40 u64
@@ -303,6 +304,7 @@ task_struct 9600
     pid 0x970 i32
     tgid 0x974 i32
     real_parent 0x980 *task_struct
+    thread_pid 0x9b8 *pid
     pid_links 0x9e0 hlist_node[4]
     set_child_tid 0xa28 *void
     utime 0xa40 u64

@@ -141,6 +141,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except VmiError as error:
             messages.fail(ctx, error)
+        except click.FileError as error:  # a file of this host
+            messages.say(f"{error.ui_filename}: {error.message}")
+            raise click.exceptions.Exit(exits.NOTHING) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(exits.INTERRUPTED) from None
 
@@ -156,7 +159,8 @@ def cli() -> None:
     """See what runs inside virtual machines, from outside: no agent, no debug symbols.
 
     TARGET is a libvirt domain by name, UUID or id; file:PATH, a memory dump (raw, ELF core, kdump, LiME);
-    qmp:SOCKET, a QEMU without libvirt; or libvmi:NAME, a domain or a raw image through LibVMI.
+    qmp:SOCKET, a QEMU without libvirt; xen:NAME, a guest of the Xen host that this is the dom0 of; or libvmi:NAME, a
+    domain or a raw image through LibVMI.
 
     Results go to stdout, everything else to stderr. What a guest calls its things is escaped in tables; JSON and CSV
     are exact, and a spreadsheet may take a cell of such a CSV for a formula.

@@ -56,15 +56,14 @@ _MASKS: Final = (
 )  # fmt: skip
 _WRITTEN: Final[dict[str, Callable[[int], str]]] = {
     **dict.fromkeys(("resident_size", "total_size", "memory"), size),
-    **dict.fromkeys(("start_time", "boot_time", "load_time", "clock", "time"), moment),
-    **dict.fromkeys(("start_time", "boot_time", "clock", "mtime"), moment),
+    **dict.fromkeys(("start_time", "boot_time", "load_time", "clock", "time", "mtime"), moment),
     **dict.fromkeys(("user_time", "system_time"), duration),
-    **dict.fromkeys(
-        ("address", "kaslr_offset", "pointer", "jited_address", "data_address", "probed", "trampoline", "value"),
-        address,
-    ),
-    **dict.fromkeys((f"{name}_mask" for name in _MASKS), address),
 }
+#: Written so where they are unsigned: a register's value is, a counter's is a number.
+_ADDRESSES: Final = (
+    "address", "kaslr_offset", "pointer", "jited_address", "data_address", "probed", "trampoline", "value",
+    *(f"{name}_mask" for name in _MASKS),
+)  # fmt: skip
 
 
 def column_cells(table: Table, name: str) -> list[str]:
@@ -75,6 +74,8 @@ def column_cells(table: Table, name: str) -> list[str]:
         return ["yes" if value else "no" for value in values]
     if name in _WRITTEN and column.dtype.kind in "iu":
         return list(map(_WRITTEN[name], values))
+    if name in _ADDRESSES and column.dtype.kind == "u":
+        return list(map(address, values))
     return [visible(value if isinstance(value, str) else str(value)) for value in values]
 
 

@@ -184,7 +184,13 @@ def check(target: Target, files: str) -> None:
 _KEPT: Final[Fields] = (Field("release"), Field("build_id"), Field("size"), Field("path"))
 
 
-@profile.command("list")
+@profile.command(
+    "list",
+    epilog="""\b
+Examples:
+  vmi-inside profile list
+  vmi-inside profile list --sort -size""",
+)
 @output_options
 def listed(output: Output) -> None:
     """The profiles that are kept on disk, so that a kernel is learned but once."""
@@ -195,7 +201,12 @@ def listed(output: Output) -> None:
     output.write(output.ordered(found), fields)
 
 
-@profile.command()
+@profile.command(
+    epilog="""\b
+Examples:
+  vmi-inside profile remove bb603a91
+  vmi-inside profile remove 6.1.0-50-cloud-amd64"""
+)
 @click.argument("which", metavar="BUILD")
 def remove(which: str) -> None:
     """Take kept profiles away: those whose build id begins with BUILD, or of that release.

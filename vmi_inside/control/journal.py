@@ -77,10 +77,10 @@ class Entry:
     time: float
     boot: str
     detail: dict[str, Any] = field(default_factory=dict)
-    writes: tuple[Write, ...] = ()
+    writes: tuple[Write, ...] = field(default=(), repr=False)
     state: State = "open"
     command: str = ""
-    planned: tuple[Write, ...] = ()
+    planned: tuple[Write, ...] = field(default=(), repr=False)
 
 
 class Journal:

@@ -17,11 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from vmi_inside.drivers.machine import QemuMachine
 from vmi_inside.drivers.qemu import QemuMemory, open_qemu
 from vmi_inside.errors import AttachError, GuestGone, NoSuchDomain, NotRunning, PermissionDenied, Unsupported
+
+T = TypeVar("T")
 
 TIMEOUT: Final = 5.0  # seconds for an answer
 
@@ -157,7 +159,7 @@ class QmpLevers:
     def paused(self) -> bool:
         """See `Levers`."""
         with Qmp(self._path) as qmp:
-            return not qmp.execute("query-status").get("running", False)
+            return _member(self._path, qmp.execute("query-status"), "status", "running", bool) is not True
 
     def pause(self) -> None:
         """See `Levers`."""
@@ -182,7 +184,7 @@ def open_machine(guest: QmpGuest) -> QemuMachine:
     """The machine of that guest, to be stopped and looked into. Raises what `Qmp` raises."""
     path = os.path.realpath(guest.socket)
     with Qmp(path) as qmp:
-        told = _member(path, {"uuid": qmp.execute("query-uuid").get("UUID", "")}, "uuid")
+        told = _member(path, qmp.execute("query-uuid"), "uuid", "UUID", str) or ""
     # Without -uuid it is all zeros; then the socket names the guest.
     named = re.fullmatch(r"[0-9a-f-]{36}", told) and set(told) != {"0", "-"}
     identity = told if named else f"qmp-{hashlib.sha256(os.fsencode(path)).hexdigest()[:24]}"
@@ -203,18 +205,19 @@ def open_qmp(path: str, timeout: float = TIMEOUT, *, writable: bool = False) -> 
         if not pid:
             raise Unsupported(f"qmp:{path}: QEMU runs in another pid namespace; run vmi-inside on its host")
         _check_program(path, pid)
-        name, status = (_member(path, qmp.execute(f"query-{one}"), one) for one in ("name", "status"))
+        name, status = (_member(path, qmp.execute(f"query-{one}"), one, one, str) or "" for one in ("name", "status"))
         guest = QmpGuest(path, name, status, pid)
         memory = open_qemu(pid, hmp=qmp.hmp, name=f"qmp:{path}", monitor_notice=None, writable=writable)
     return memory, guest
 
 
-def _member(path: str, answer: object, name: str) -> str:
-    """A text in an answer, "" when it is left out."""
-    text = answer.get(name, "") if isinstance(answer, dict) else None
-    if not isinstance(text, str):
-        raise AttachError(f"qmp:{path}: the answer to query-{name} is not QEMU's")
-    return text
+def _member(path: str, answer: object, query: str, name: str, kind: type[T]) -> T | None:
+    """A member of the answer to `query-QUERY`, None when it is left out. Raises `AttachError` for another type."""
+    if isinstance(answer, dict):
+        member = answer.get(name)
+        if member is None or isinstance(member, kind):
+            return member
+    raise AttachError(f"qmp:{path}: the answer to query-{query} is not QEMU's")
 
 
 def _peer(connection: socket.socket) -> int:

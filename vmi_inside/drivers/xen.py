@@ -7,6 +7,7 @@ different in a PV guest is told by `xenpv`, how frames are mapped by `xenframes`
 from __future__ import annotations
 
 import difflib
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -221,7 +222,7 @@ def open_xen(target: str, *, writable: bool = False) -> tuple[XenMemory, Domain]
 def find(xen: Xen, target: str) -> Domain:
     """The guest that is meant. Raises `NoSuchDomain`, `NotRunning`, `Unsupported` (dom0)."""
     every = domains(xen)
-    found = [one for one in every if target.isascii() and target.isdigit() and one.id == int(target)]
+    found = [one for one in every if re.fullmatch("[0-9]{1,9}", target) and one.id == int(target)]
     found = found or [one for one in every if one.info.uuid == target.lower() and one.id]
     found = found or [one for one in every if one.name == target]
     if not found:

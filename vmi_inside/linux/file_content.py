@@ -7,7 +7,7 @@ are kept in memory alone, else something that only the guest's disk has. Which f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
@@ -45,12 +45,12 @@ class FileContent:
     zeros; else they are only on the guest's disk. `address` is the inode's; `fault` says what could not be believed.
     """
 
-    kernel: Kernel
+    kernel: Kernel = field(repr=False)
     address: int
     size: int
-    pages: I64
-    place: U64
-    lost: I64
+    pages: I64 = field(repr=False)
+    place: U64 = field(repr=False)
+    lost: I64 = field(repr=False)
     sparse: bool
     fault: str
 

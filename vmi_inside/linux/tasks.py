@@ -78,11 +78,20 @@ def changed(number: I64, tasks: Structs, own: str = "tgid") -> Mask:
     """Which tasks (n,) are not what they were any more: what was read of them in several rounds may be of two.
 
     To be asked when all else was read. `own` is the member that holds a task's `number`; beside it, of the pointers
-    that were followed each must still lead to where it did: then what it leads to was the task's all the time.
+    that were followed each must still lead to where it did: then what it leads to was the task's all the time. A task
+    that was released has left its pid (`__unhash_process`, kernel/exit.c); its memory, and what it points to, may lie
+    there unchanged for a while, and be of nobody or of others. A name is copied in pieces.
     """
-    names = (own, *(name for name in _OWN if tasks.fetched(name)))
-    now = Structs(tasks.space, tasks.type, tasks.address).fetch(*names)
-    out: Mask = (tasks.address != 0) & (now.fault | (now.number(own) != number))
-    for name in names[1:]:
+    followed = [name for name in _OWN if tasks.fetched(name)]
+    beside = [name for name in ("thread_pid",) if tasks.has(name)]
+    beside += [name for name in ("comm",) if tasks.fetched(name)]
+    now = Structs(tasks.space, tasks.type, tasks.address).fetch(own, *followed, *beside)
+    out = now.fault | (now.number(own) != number)
+    for name in followed:
         out |= now.pointer(name) != tasks.pointer(name)
-    return out & ~tasks.fault  # which is said already
+    if "thread_pid" in beside:
+        out |= now.pointer("thread_pid") == 0
+    if "comm" in beside:
+        out |= (now["comm"] != tasks["comm"]).any(axis=1)
+    marked: Mask = out & (tasks.address != 0) & ~tasks.fault  # which is said already
+    return marked

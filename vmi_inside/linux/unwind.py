@@ -31,6 +31,7 @@ _TASKS: Final = ragged.TOTAL_LIMIT >> 15
 #: What is no fault of a stack, as `RUNS`: its task was not asleep all the time.
 RAN: Final = "ran while it was read"
 _CUT: Final = "stack cut: too many frames"
+_WILD: Final = "stack cut: a return address is no code's"
 _EIGHT: Final = np.uint64(8)
 
 
@@ -92,17 +93,25 @@ def _part(kernel: Kernel, tasks: Structs, code: Code, tables: orc.Orc | None, on
 def wait_channel(view: View) -> Text:
     """The function (n,) that each task waits in, beneath the scheduler (`get_wchan`); empty for what runs or is dead.
 
-    Raises `NoSymbol` where the kernel cannot be unwound.
+    A task that ran meanwhile counts as running: what was read is no stack of one moment. Raises `NoSymbol` where the
+    kernel cannot be unwound.
     """
     code = Code(view.kernel)
     found = frames(view.kernel, view.tasks, code, only_first=True)
     if found.how != "orc":
         raise NoSymbol("__start_orc_unwind")
+    ran = np.zeros(len(view.tasks), dtype=np.bool_)
     for which, word in found.faults:
+        if word in (RUNS, RAN):
+            ran |= which
+    wild = np.zeros(len(view.tasks), dtype=np.bool_)
+    wild[found.owner] = code.owners(found.address) == ""
+    for which, word in (*found.faults, (wild, _WILD)):
         if word not in (RUNS, RAN):
-            view.faults.mark(which, word)
+            view.faults.mark(which & ~ran, word)
     out = np.full(len(view.tasks), "", dtype=object)
     out[found.owner] = [name.partition("+")[0] for name in code.symbols(found.address, returns=True).tolist()]
+    out[ran | wild] = ""
     return out
 
 
@@ -168,7 +177,7 @@ class _Unwinder:
             named = np.zeros(len(row), dtype=np.bool_)
             named[blank] = self.code.owners(at[blank]) != ""
             kernels = _within(at, self.code.kernel_ranges[0][1:]) if self.code.kernel_ranges else named
-            self._cut(row[blank & ~named], "stack cut: a return address is no code's")
+            self._cut(row[blank & ~named], _WILD)
             self._cut(row[blank & named & kernels], "stack cut: no unwind information")
             pointed = blank & named & ~kernels
             entries = orc.Entries(

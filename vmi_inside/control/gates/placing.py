@@ -9,7 +9,7 @@ import errno
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,7 +49,7 @@ class Outcome:
 
     entry: Entry | None
     seconds: float
-    changes: tuple[Change, ...]
+    changes: tuple[Change, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
     aborted: Aborted | None = None
 
