@@ -89,6 +89,15 @@ class Releasing(Protocol):
 
 
 @runtime_checkable
+class Flat(Protocol):
+    """What memory can do beside that is reached as it lies, and not page by page."""
+
+    #: Whether rows of `gather` may cross pages, and be of any width. A row that could be read in two halves, but not in
+    #: one, is marked as unreadable.
+    flat: bool
+
+
+@runtime_checkable
 class Holding(Protocol):
     """What memory can do beside that is mapped piece by piece: keep the pieces for as long as one reading lasts."""
 

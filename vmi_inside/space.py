@@ -43,6 +43,17 @@ class _Known:
         at = self.start.searchsorted(va, "right") - 1
         return self.number[at], va - self.start[at] < self.size[at]
 
+    def common(self, va: U64, width: int = 1) -> np.uint64 | None:
+        """The number of the one range that `width` bytes at all of `va` (n,) lie in; None where there is none.
+
+        What the kernel allocates lies in its direct map, which is one range: then no row needs a search of its own.
+        """
+        at = self.start.searchsorted(va[0], "right") - 1
+        room = int(self.size[at]) - width + 1
+        whole = room > 0 and (va - self.start[at] < room).all()
+        number: np.uint64 = self.number[at]
+        return number if whole else None
+
     def add(self, start: U64, size: U64, number: U64) -> None:
         """Remember ranges, ascending; of two with the same start the one that came later counts."""
         new = _changes(start)
@@ -84,7 +95,7 @@ class AddressSpace:
         self._mappings = _Known()
         self._tables = [_Known() for _ in paging.splits]  # by level
         self._pages: dict[int, U64] = {}
-        self._kept = (np.empty(0, dtype=np.uint64), np.empty((0, 0), dtype=np.uint8))  # the same, as one array
+        self._kept = (np.empty(0, dtype=np.uint64), np.empty((0, 0), dtype=np.uint64))  # the same, as one array
         self._levels = np.array([0, *(paging.shift(level + 1) for level in range(paging.levels))], dtype=np.uint64)
         self._masks = np.array([0, *((1 << bits) - 1 for bits in reversed(paging.splits))], dtype=np.uint64)
         self._large = np.array([level in paging.large for level in range(paging.levels + 1)])
@@ -140,8 +151,7 @@ class AddressSpace:
         if len(self._pages) > _KEPT_LIMIT:
             self._forget()
         elif len(self._pages) != len(self._kept[0]):
-            rows = np.array([entries.view(np.uint8) for entries in self._pages.values()], dtype=np.uint8)
-            self._kept = np.array(list(self._pages), dtype=np.uint64), rows
+            self._kept = np.array(list(self._pages), dtype=np.uint64), np.array(list(self._pages.values()))
             self._mappings.join()
 
     def _verify(self) -> None:
@@ -151,7 +161,7 @@ class AddressSpace:
             self._forget()
             return
         now, ok = self.tables(at)
-        if not (ok.all() and np.array_equal(now.view(np.uint8), before)):
+        if not (ok.all() and np.array_equal(now, before)):
             self._forget()
 
     def _forget(self) -> None:
@@ -167,6 +177,8 @@ class AddressSpace:
 
         `roots` (n,) gives each row a top-level table of its own. Unmapped rows have address 0.
         """
+        if not len(va):
+            return va, np.ones(0, dtype=np.bool_)
         if roots is None and len(va) == 1:  # for one, integers are quicker
             try:
                 return np.array([self.translate_one(int(va[0]))], dtype=np.uint64), np.ones(1, dtype=np.bool_)
@@ -177,6 +189,9 @@ class AddressSpace:
         else:
             if self._depth == 0 or len(self._mappings.start) > _CACHE_LIMIT:
                 self._forget()
+            one = self._mappings.common(va)
+            if one is not None and not one & _UNMAPPED:
+                return va + one, np.ones(len(va), dtype=np.bool_)
             shift, hit = self._mappings.find(va)
             # Of many addresses one in each large page first: mostly that tells of all the others.
             for unit in (_LARGE_SHIFT, PAGE_SHIFT) if len(va) > _MANY else (PAGE_SHIFT,):
@@ -190,6 +205,7 @@ class AddressSpace:
                 if not known.all():
                     size = size[~known]
                     self._mappings.add(missed[~known] & ~(size - np.uint64(1)), size, found[~known])
+                self._mappings.join()
                 shift, hit = self._mappings.find(va)
             shift[~hit] = _UNMAPPED
         ok: Mask = shift & _UNMAPPED == 0
@@ -332,6 +348,13 @@ class AddressSpace:
         if not len(va) or not width:
             return out, np.ones(len(va), dtype=np.bool_)
         va = np.ascontiguousarray(va, dtype=np.uint64)
+        if roots is None and self._depth and getattr(self.memory, "flat", False):  # see `Flat`
+            # All in one range: then what is side by side in virtual memory is so in physical memory, pages or not.
+            one = self._mappings.common(va, width)
+            if one is not None and not one & _UNMAPPED:
+                ok = self.memory.gather(va + one, out)
+                if ok.all():
+                    return out, ok
         if width > PAGE_SIZE:
             ok = np.ones(len(va), dtype=np.bool_)
             for start in range(0, width, PAGE_SIZE):
@@ -340,9 +363,10 @@ class AddressSpace:
                 ok &= good
             out[~ok] = 0
             return out, ok
-        torn = np.flatnonzero((va & np.uint64(PAGE_MASK)) > np.uint64(PAGE_SIZE - width))
-        if not len(torn):
+        crossing = (va & np.uint64(PAGE_MASK)) > np.uint64(PAGE_SIZE - width)
+        if not crossing.any():
             return out, self._gather_rows(va, out, roots)
+        torn = np.flatnonzero(crossing)
         # The first part of a row that crosses a page is read with the others, moved up to end where the page does.
         edge = (va[torn] | np.uint64(PAGE_MASK)) + np.uint64(1)
         first, left = va.copy(), edge - va[torn]

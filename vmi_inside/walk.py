@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmi_inside.errors import MemoryFault
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import PAGE_MASK, PAGE_SIZE, U64, Mask
+from vmi_inside.types import PAGE_MASK, PAGE_SIZE, U64, Mask, distinct
 
 #: Nodes that one walk visits at the most.
 NODE_LIMIT = 1 << 20
@@ -26,6 +26,8 @@ ROUND_LIMIT = 1 << 14
 XARRAY_DEPTH = 11
 
 _NONE = np.uint64(0)
+#: xa_is_node: an entry with this tag, above the small reserved ones (include/linux/xarray.h).
+_INTERNAL, _RESERVED = np.uint64(2), np.uint64(4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +77,19 @@ def chains(
         if not len(node):
             break
         fresh = ~(_member(node, seen) | _member(node, recent))
-        distinct, index = np.unique(node, return_index=True)
+        ordered, index = np.unique(node, return_index=True)
         once = np.zeros(len(node), dtype=np.bool_)
         once[index] = True
         fresh &= once
         if not fresh.all():
             faults[f"{what}: a chain runs in a circle or into another"] = None
             node, owner = node[fresh], owner[fresh]
-            distinct = np.sort(node)
+            ordered = np.sort(node)
         if total + len(node) > NODE_LIMIT or len(nodes) == ROUND_LIMIT:
             faults[f"{what}: cut after {total} nodes"] = None
             break
         total += len(node)
-        recent = np.sort(np.concatenate((recent, distinct)))
+        recent = np.sort(np.concatenate((recent, ordered)))
         if len(recent) > max(1024, len(seen) // 8):  # seldom, so that a long chain does not sort all of it every round
             seen, recent = np.sort(np.concatenate((seen, recent))), recent[:0]
         raw, ok = space.gather(node + np.uint64(next_offset), 8)
@@ -191,23 +193,27 @@ def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray")
     seen = np.empty(0, dtype=np.uint64)
     limit = 64  # the shift must fall from level to level
     for _ in range(XARRAY_DEPTH + 1):
-        inner = _is_node(entry)
-        leaf = ~inner & (entry & np.uint64(3) == 0) & (entry != _NONE)
+        tag = entry & np.uint64(3)
+        leaf = (tag == 0) & (entry != _NONE)
         found.append(entry[leaf])
         where.append(index[leaf])
-        address, base = entry[inner] - np.uint64(2), index[inner]
-        address, first = np.unique(address, return_index=True)
-        base = base[first]
-        new = ~_member(address, seen)
-        if not new.all() or len(address) != int(inner.sum()):
-            faults[f"{what}: a node stands twice in the tree"] = None
-            address, base = address[new], base[new]
+        inner = (tag == _INTERNAL) & (entry > _RESERVED)
+        address, base = entry[inner] - _INTERNAL, index[inner]
         if not len(address):
             break
+        ordered = distinct(address)
+        if len(ordered) != len(address) or _member(ordered, seen).any():
+            faults[f"{what}: a node stands twice in the tree"] = None
+            address, first = np.unique(address, return_index=True)
+            new = ~_member(address, seen)
+            ordered = address = address[new]
+            base = base[first][new]
+            if not len(address):
+                break
         if len(seen) + len(address) > NODE_LIMIT // width:
             faults[f"{what}: cut after {len(seen)} nodes"] = None
             break
-        seen = np.sort(np.concatenate((seen, address)))
+        seen = np.sort(np.concatenate((seen, ordered)))
         raw, ok = space.gather(address + np.uint64(low), size)
         rows = raw[:, slots_at - low : slots_at - low + 8 * width]
         shift = raw[:, shift_at - low].astype(np.int64)
@@ -220,17 +226,9 @@ def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray")
         limit = int(shift.max())
         entry = np.ascontiguousarray(rows).view("<u8").ravel()
         index = (base[:, None] + (np.arange(width)[None, :] << shift[:, None])).ravel()
-        used = entry != _NONE
-        entry, index = entry[used], index[used]
     else:
         faults[f"{what}: deeper than an xarray can be"] = None
     return Walk(np.concatenate(found), np.concatenate(where), tuple(faults))
-
-
-def _is_node(entry: U64) -> Mask:
-    """xa_is_node: an internal entry above the small reserved ones (include/linux/xarray.h)."""
-    internal: Mask = entry & np.uint64(3) == np.uint64(2)
-    return internal & (entry > np.uint64(4096))
 
 
 def _member(values: U64, ordered: U64) -> Mask:

@@ -61,6 +61,9 @@ class MappedMemory:
     overlap or do not have their run's size.
     """
 
+    #: See `Flat`.
+    flat = True
+
     def __init__(
         self,
         pieces: Iterable[tuple[Run, U8]],

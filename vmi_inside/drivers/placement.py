@@ -37,14 +37,14 @@ class Placement:
 
         A place counts only where the mask is True.
         """
-        room = np.maximum(self._sizes, np.uint64(width - 1)) - np.uint64(width - 1)
-        if not len(pa) or not len(room):
+        if not len(pa) or not self.runs:
             return pa, np.zeros(len(pa), np.bool_), not len(pa)
         # Most batches stay in the run where they begin: three cheap operations instead of a search for every row.
         guess = min(bisect_right(self._ends, int(pa[0])), len(self.runs) - 1)
-        ok: Mask = pa - self._starts[guess] < room[guess]
+        ok: Mask = pa - self._starts[guess] < max(self.runs[guess].size - width + 1, 0)
         if ok.all():
             return pa + self._shifts[guess], ok, True
+        room = np.maximum(self._sizes, np.uint64(width - 1)) - np.uint64(width - 1)
         if len(self.runs) == 1:
             return pa + self._shifts[0], ok, False
         # Below the first run this is -1, the last: there the offset wraps, and is far too large.

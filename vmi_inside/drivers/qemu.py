@@ -80,6 +80,8 @@ class QemuMemory:
         self.runs: tuple[Run, ...] = _joined(run for part in parts for run in part.runs)
         self._parts = tuple(parts)
         self._only = parts[0] if len(parts) == 1 else None
+        #: See `Flat`.
+        self.flat = self._only is not None
 
     def gather(self, pa: U64, out: U8) -> Mask:
         """See `PhysicalMemory.gather`."""
