@@ -89,6 +89,8 @@ class AddressSpace:
         # Page tables of a Xen PV guest hold machine frames; all others are read as they are.
         self._own = memory.entries if isinstance(memory, Paravirtual) else None
         self._hold = memory.hold if isinstance(memory, Holding) else nullcontext
+        #: The nodes of lists that were walked, by head and offset: a guess that `walk.serial` compares with what is there.
+        self.lists: dict[tuple[int, int], U64] = {}
         self._depth = 0
         # Of each range that was walked what to add to a virtual address to get the physical one (odd: not mapped); for
         # each level below the root, where the tables met on the way are; and what these hold.
@@ -426,6 +428,12 @@ class AddressSpace:
 
     def read(self, va: int, size: int) -> bytes:
         """`size` bytes at `va`, whole or not at all. Raises `PageFault` or `NoMemory`."""
+        if 0 < size <= PAGE_SIZE - (va & PAGE_MASK):
+            pa = self.translate_one(va)
+            part = self.memory.read(pa, size)
+            if part is None:
+                raise NoMemory(pa, size)
+            return bytes(part)
         parts: list[bytes | memoryview] = []
         for pa, step in self._extents(va, size):
             part = self.memory.read(pa, step)
@@ -436,9 +444,6 @@ class AddressSpace:
 
     def _extents(self, va: int, size: int) -> Iterator[tuple[int, int]]:
         """What a virtual range is in physical memory: addresses and sizes. Raises `PageFault`."""
-        if 0 < size <= PAGE_SIZE - (va & PAGE_MASK):
-            yield self.translate_one(va), size
-            return
         while size > 0:
             va &= MASK64
             pa, below, table = self._leaf(va)

@@ -25,6 +25,9 @@ ROUND_LIMIT = 1 << 14
 #: An xarray of 64-bit indices with 64 slots a node is no deeper than this.
 XARRAY_DEPTH = 11
 
+#: Lists of so many nodes are remembered, of so many lists: one reading of all costs as much as some of one.
+_WORTH, _KEPT_NODES, _KEPT_LISTS = 8, 1 << 12, 64
+
 _NONE = np.uint64(0)
 #: xa_is_node: an entry with this tag, above the small reserved ones (include/linux/xarray.h).
 _INTERNAL, _RESERVED = np.uint64(2), np.uint64(4096)
@@ -107,7 +110,13 @@ def chains(
 def serial(
     space: AddressSpace, head: int, next_offset: int = 0, *, what: str = "list", limit: int = NODE_LIMIT
 ) -> Walk:
-    """Walk one circular list from its `head`, which is not among the nodes given. Address by address."""
+    """Walk one circular list from its `head`, which is not among the nodes given. Address by address.
+
+    Where the list was walked before, its nodes are read all at once: mostly it is as it was.
+    """
+    before = space.lists.get((head, next_offset))
+    if before is not None and len(before) <= limit and _linked(space, head, next_offset, before):
+        return Walk(before, np.zeros(len(before), dtype=np.int64), ())
     nodes: list[int] = []
     seen = {head}
     faults: tuple[str, ...] = ()
@@ -126,7 +135,17 @@ def serial(
                 faults = (f"{what}: runs in a circle at {node:#x}" if node else f"{what}: ends in NULL",)
     except MemoryFault as error:
         faults = (f"{what}: {error}",)
-    return Walk(np.array(nodes, dtype=np.uint64), np.zeros(len(nodes), dtype=np.int64), faults)
+    found = np.array(nodes, dtype=np.uint64)
+    if not faults and _WORTH <= len(found) <= _KEPT_NODES and len(space.lists) < _KEPT_LISTS:
+        space.lists[head, next_offset] = found
+    return Walk(found, np.zeros(len(found), dtype=np.int64), faults)
+
+
+def _linked(space: AddressSpace, head: int, next_offset: int, nodes: U64) -> bool:
+    """Whether these are all the nodes of a list now, in that order."""
+    ring = np.concatenate((np.array([head], dtype=np.uint64), nodes))
+    raw, ok = space.gather(ring + np.uint64(next_offset), 8)
+    return bool(ok.all()) and np.array_equal(raw.view("<u8")[:, 0], np.roll(ring, -1))
 
 
 def dense(space: AddressSpace, heads: U64, next_offset: int = 0, *, what: str = "list") -> Walk:

@@ -8,7 +8,7 @@ one of them has no such sockets. What a socket says is `rows`' matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,7 @@ _NETLINK_PROTOCOLS = 32  # MAX_LINKS (include/uapi/linux/netlink.h)
 _BUCKET_LIMIT = 1 << 24
 
 
-@dataclass(frozen=True, slots=True)
-class HashTable:
+class HashTable(NamedTuple):
     """An array of buckets: `address`, how many, how far apart, where in each the chain's first pointer is.
 
     `node` is how far into the socket the chain's links lie.
@@ -171,7 +170,8 @@ def _netlink(kernel: Kernel, namespaces: Structs) -> Tables:
     for _ in range(2):
         tables.fetch("size", "future_tbl")
         for address, size in zip(tables.at("buckets").tolist(), tables.unsigned("size").tolist(), strict=True):
-            yield HashTable("netlink hash", address, size, 8, 0, node, locked=True)
+            if address:
+                yield HashTable("netlink hash", address, size, 8, 0, node, locked=True)
         tables = tables.follow("future_tbl", bucket)
 
 
