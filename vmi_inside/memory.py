@@ -98,6 +98,18 @@ class Flat(Protocol):
 
 
 @runtime_checkable
+class Words(Protocol):
+    """What mapped memory can do beside: give single numbers without making bytes of them, as walks of page tables like."""
+
+    def word(self, pa: int) -> int | None:
+        """The little-endian 64-bit number at `pa`, a multiple of 8; None where `read` has to be asked.
+
+        It does not look whether the guest is still there: a reading that ends with `read` does.
+        """
+        ...
+
+
+@runtime_checkable
 class Holding(Protocol):
     """What memory can do beside that is mapped piece by piece: keep the pieces for as long as one reading lasts."""
 

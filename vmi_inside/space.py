@@ -411,13 +411,17 @@ class AddressSpace:
         if va >> (paging.canonical - 1) not in self._signs:
             raise PageFault(va, paging.levels)
         table, width = self.root, paging.entry_size
+        word = getattr(self.memory, "word", None) if self._own is None else None  # see `Words`
         for below, mask, level, large in self._steps:
-            raw = read(table + ((va >> below) & mask) * width, width)
-            if raw is None:
-                raise PageFault(va, level)
-            entry = int.from_bytes(raw, "little")
-            if self._own is not None:
-                entry = int(self._own(np.array([entry], dtype=np.uint64))[0])
+            at = table + ((va >> below) & mask) * width
+            entry = word(at) if word is not None else None
+            if entry is None:
+                raw = read(at, width)
+                if raw is None:
+                    raise PageFault(va, level)
+                entry = int.from_bytes(raw, "little")
+                if self._own is not None:
+                    entry = int(self._own(np.array([entry], dtype=np.uint64))[0])
             if not entry & paging.present:
                 raise PageFault(va, level, entry)
             target = entry & paging.address

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -79,6 +80,8 @@ class MappedMemory:
         self.notices = list(notices)
         self.runs: tuple[Run, ...] = tuple(run for run, _ in found)
         self._views = [array.data.toreadonly() for _, array in found]
+        little = sys.byteorder == "little"
+        self._words = [view.cast("Q") if little and not len(view) & 7 else None for view in self._views]
         self._mappings = list({id(one): one for _, array in found if (one := _mapping(array)) is not None}.values())
         #: See `Releasing.resident_limit`.
         self.resident_limit = 0
@@ -138,6 +141,12 @@ class MappedMemory:
             return None
         return b"".join([self._views[piece][offset : offset + length] for piece, offset, length in parts])
 
+    def word(self, pa: int) -> int | None:
+        """See `Words.word`."""
+        one = self._placement.within(pa, 8)
+        words = self._words[one[0]] if one is not None and not one[1] & 7 else None
+        return words[one[1] >> 3] if one is not None and words is not None else None
+
     def release(self) -> None:
         """See `Releasing.release`. Only file mappings can be let go of without losing what they hold."""
         for mapping in self._mappings:
@@ -148,6 +157,7 @@ class MappedMemory:
         self.runs = ()
         self._placement = Placement((), ())
         self._views.clear()
+        self._words.clear()
         self._mappings.clear()
         self._by_width.clear()
         for closer in self._closers:

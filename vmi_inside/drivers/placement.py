@@ -26,7 +26,7 @@ class Placement:
             if run.start < 0 or run.size <= 0 or (behind is not None and behind.start < run.end):
                 raise ValueError(f"the run at {run.start:#x} ({run.size:#x} bytes) is empty or overlaps its neighbour")
         self.runs = tuple(runs)
-        self._ends = [run.end for run in runs]
+        self._begins, self._ends = [run.start for run in runs], [run.end for run in runs]
         self._starts = np.array([run.start for run in runs], np.uint64)
         self._sizes = np.array([run.size for run in runs], np.uint64)
         # Added to an address in the run, modulo 2**64, this gives its place.
@@ -57,7 +57,7 @@ class Placement:
         index = bisect_right(self._ends, pa)
         if index == len(self._ends) or pa + size > self._ends[index] or size < 0:
             return None
-        offset = pa - self.runs[index].start
+        offset = pa - self._begins[index]
         return (index, offset) if offset >= 0 else None
 
     def parts(self, pa: int, size: int) -> Iterator[tuple[int, int, int]] | None:

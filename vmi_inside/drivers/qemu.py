@@ -82,6 +82,10 @@ class QemuMemory:
         self._only = parts[0] if len(parts) == 1 else None
         #: See `Flat`.
         self.flat = self._only is not None
+        #: See `Words.word`: of mapped memory itself, which is quicker by what a call costs.
+        self.word: Callable[[int], int | None] = (
+            self._only.word if isinstance(self._only, MappedMemory) else lambda pa: None
+        )
 
     def gather(self, pa: U64, out: U8) -> Mask:
         """See `PhysicalMemory.gather`."""
