@@ -99,7 +99,7 @@ class Flat(Protocol):
 
 @runtime_checkable
 class Words(Protocol):
-    """What mapped memory can do beside: give single numbers without making bytes of them, as walks of page tables like."""
+    """What mapped memory can do beside: give single numbers without making bytes of them, for walks of page tables."""
 
     def word(self, pa: int) -> int | None:
         """The little-endian 64-bit number at `pa`, a multiple of 8; None where `read` has to be asked.

@@ -89,7 +89,7 @@ class AddressSpace:
         # Page tables of a Xen PV guest hold machine frames; all others are read as they are.
         self._own = memory.entries if isinstance(memory, Paravirtual) else None
         self._hold = memory.hold if isinstance(memory, Holding) else nullcontext
-        #: The nodes of lists that were walked, by head and offset: a guess that `walk.serial` compares with what is there.
+        #: The nodes of lists that were walked, by head and offset: a guess, which `walk.serial` compares with what is.
         self.lists: dict[tuple[int, int], U64] = {}
         self._depth = 0
         # Of each range that was walked what to add to a virtual address to get the physical one (odd: not mapped); for

@@ -43,3 +43,13 @@ def distinct(values: NDArray[Number]) -> NDArray[Number]:
     new = np.ones(len(ordered), dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
     return ordered[new]
+
+
+def among(values: NDArray[Number], ordered: NDArray[Number]) -> Mask:
+    """Which of `values` (n,) are in the sorted array `ordered`; as `np.isin`, which would sort it anew."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=np.bool_)
+    at = np.searchsorted(ordered, values)
+    at[at == len(ordered)] = 0
+    hit: Mask = ordered[at] == values
+    return hit

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmi_inside.errors import MemoryFault
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import PAGE_MASK, PAGE_SIZE, U64, Mask, distinct
+from vmi_inside.types import PAGE_MASK, PAGE_SIZE, U64, among, distinct
 
 #: Nodes that one walk visits at the most.
 NODE_LIMIT = 1 << 20
@@ -79,7 +79,7 @@ def chains(
         node, owner = node[live], owner[live]
         if not len(node):
             break
-        fresh = ~(_member(node, seen) | _member(node, recent))
+        fresh = ~(among(node, seen) | among(node, recent))
         ordered, index = np.unique(node, return_index=True)
         once = np.zeros(len(node), dtype=np.bool_)
         once[index] = True
@@ -221,10 +221,10 @@ def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray")
         if not len(address):
             break
         ordered = distinct(address)
-        if len(ordered) != len(address) or _member(ordered, seen).any():
+        if len(ordered) != len(address) or among(ordered, seen).any():
             faults[f"{what}: a node stands twice in the tree"] = None
             address, first = np.unique(address, return_index=True)
-            new = ~_member(address, seen)
+            new = ~among(address, seen)
             ordered = address = address[new]
             base = base[first][new]
             if not len(address):
@@ -248,13 +248,3 @@ def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray")
     else:
         faults[f"{what}: deeper than an xarray can be"] = None
     return Walk(np.concatenate(found), np.concatenate(where), tuple(faults))
-
-
-def _member(values: U64, ordered: U64) -> Mask:
-    """Which of `values` are in the sorted array `ordered`."""
-    if not len(ordered):
-        return np.zeros(len(values), dtype=np.bool_)
-    at = np.searchsorted(ordered, values)
-    at[at == len(ordered)] = 0
-    hit: Mask = ordered[at] == values
-    return hit

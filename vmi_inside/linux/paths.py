@@ -23,10 +23,13 @@ def paths(kernel: Kernel, dentry: U64, mount: U64) -> tuple[list[str], Mask]:
     A vfsmount of 0 gives a path from the root of its file system, a dentry of 0 an empty path. An unlinked file's path
     ends in ` (deleted)`, as in /proc.
     """
-    pair = np.stack((dentry, mount), axis=1)
-    unique, back = np.unique(pair, axis=0, return_inverse=True)
-    found, ok = _unique_paths(kernel, unique[:, 0], unique[:, 1])
-    back = back.ravel()
+    order = np.lexsort((mount, dentry))
+    dentry, mount = dentry[order], mount[order]
+    new = np.ones(len(order), dtype=np.bool_)
+    np.logical_or(dentry[1:] != dentry[:-1], mount[1:] != mount[:-1], out=new[1:])
+    found, ok = _unique_paths(kernel, dentry[new], mount[new])
+    back = np.empty(len(order), dtype=np.intp)
+    back[order] = np.cumsum(new) - 1
     return [found[i] for i in back.tolist()], ok[back]
 
 

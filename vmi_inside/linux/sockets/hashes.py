@@ -17,7 +17,7 @@ from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
-from vmi_inside.types import U64
+from vmi_inside.types import U64, distinct
 
 _UNIX_BUCKETS = 512  # UNIX_HASH_SIZE since 6.0, 2 * UNIX_HASH_SIZE before (include/net/af_unix.h)
 _NETLINK_PROTOCOLS = 32  # MAX_LINKS (include/uapi/linux/netlink.h)
@@ -80,11 +80,6 @@ def hashed_sockets(kernel: Kernel, namespaces: Structs) -> tuple[U64, list[str]]
     return walked.address - node[owner[walked.owner]], [*notes, *walked.faults]
 
 
-def _distinct(address: U64) -> U64:
-    unique: U64 = np.unique(address[address != 0])
-    return unique
-
-
 def _common(kernel: Kernel, member: str) -> int:
     return kernel.struct("sock_common").member(member).offset
 
@@ -99,7 +94,7 @@ def _tcp(kernel: Kernel, namespaces: Structs) -> Tables:
     if namespaces.has("ipv4.tcp_death_row.hashinfo"):  # may be the namespace's own since 6.1
         address += namespaces.pointer("ipv4.tcp_death_row.hashinfo").tolist()
     node = _common(kernel, "skc_nulls_node")
-    for info in _distinct(np.array(address, dtype=np.uint64)).tolist():
+    for info in distinct(np.array([each for each in address if each], dtype=np.uint64)).tolist():
         rows = kernel.structs(hashinfo, [info]).fetch("ehash", "ehash_mask")
         bucket = kernel.struct("inet_ehash_bucket")
         count = int(rows.unsigned("ehash_mask")[0]) + 1
@@ -121,7 +116,9 @@ def _udp(kernel: Kernel, namespaces: Structs) -> Tables:
     address = [kernel.profile.find_symbol(name) or 0 for name in ("udp_table", "udplite_table")]
     if namespaces.has("ipv4.udp_table"):
         address += namespaces.pointer("ipv4.udp_table").tolist()
-    rows = kernel.structs(table, _distinct(np.array(address, dtype=np.uint64))).fetch("hash", "mask")
+    rows = kernel.structs(table, distinct(np.array([each for each in address if each], dtype=np.uint64))).fetch(
+        "hash", "mask"
+    )
     node = _common(kernel, "skc_node")
     for base, mask in zip(rows.pointer("hash").tolist(), rows.unsigned("mask").tolist(), strict=True):
         yield HashTable("udp hash", base, mask + 1, slot.size, slot.member("head").offset, node)
