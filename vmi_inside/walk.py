@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmi_inside.errors import MemoryFault
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import PAGE_MASK, PAGE_SIZE, U64, among, distinct
+from vmi_inside.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U64, among, distinct
 
 #: Nodes that one walk visits at the most.
 NODE_LIMIT = 1 << 20
@@ -154,19 +154,21 @@ def dense(space: AddressSpace, heads: U64, next_offset: int = 0, *, what: str = 
     `heads` (n,) are not among the nodes given. As `serial`, but memory is read page by page, and no page twice: of
     objects of 600 bytes that is one reading for six of them, and what was read is of one moment.
     """
-    pages: dict[int, bytes | None] = {}
+    pages: dict[int, memoryview | None] = {}
+
+    def page(number: int) -> memoryview | None:
+        try:
+            raw = space.memory.read(space.translate_one(number << PAGE_SHIFT), PAGE_SIZE)
+        except MemoryFault:
+            raw = None
+        pages[number] = held = None if raw is None else np.frombuffer(bytes(raw), "<u8").data
+        return held
 
     def following(node: int) -> int | None:
         at = node + next_offset
-        page = at & ~PAGE_MASK
-        if page not in pages:
-            try:
-                raw = space.memory.read(space.translate_one(page), PAGE_SIZE)
-            except MemoryFault:
-                raw = None
-            pages[page] = None if raw is None else bytes(raw)
-        held, inside = pages[page], at & PAGE_MASK
-        return None if held is None or inside & 7 else int.from_bytes(held[inside : inside + 8], "little")
+        number = at >> PAGE_SHIFT
+        held = pages[number] if number in pages else page(number)
+        return None if held is None or at & 7 else held[(at & PAGE_MASK) >> 3]
 
     nodes: list[int] = []
     owner: list[int] = []
