@@ -26,6 +26,7 @@ _KEPT_LIMIT = 256  # page tables that are read again to see whether they changed
 _CACHE_LIMIT = 1 << 16  # translations that one operation may remember, and those of one batch more
 _LARGE_SHIFT = 21  # kernels map most of themselves in pages of 2 MiB or more
 _MANY = 64  # addresses in a batch, from which on it pays to look at one in each large page first
+_FEW_RANGES = 6  # ranges that a batch lies in, so many or fewer, are told apart by a comparison with each
 _FEW = 48  # addresses that are walked one by one, rather than side by side
 _UNMAPPED = np.uint64(1)  # physical and virtual addresses differ by whole pages: this bit is free
 
@@ -40,19 +41,35 @@ class _Known:
 
     def find(self, va: U64) -> tuple[U64, Mask]:
         """The numbers (n,) of the ranges that `va` (n,) lie in, and (n,) bool: which lie in one."""
-        at = self.start.searchsorted(va, "right") - 1
+        at = self._at(va)
         return self.number[at], va - self.start[at] < self.size[at]
 
-    def common(self, va: U64, width: int = 1) -> np.uint64 | None:
-        """The number of the one range that `width` bytes at all of `va` (n,) lie in; None where there is none.
+    def straight(self, va: U64, width: int = 1) -> U64 | np.uint64 | None:
+        """The numbers (n,) of the ranges that `width` bytes at each of `va` (n,) lie in, or the one number of all.
 
-        What the kernel allocates lies in its direct map, which is one range: then no row needs a search of its own.
+        None where some lie in no range, in one that is not mapped, or reach out of theirs. What the kernel allocates
+        lies in its direct map, which is one range: then no row needs a search of its own.
         """
-        at = self.start.searchsorted(va[0], "right") - 1
-        room = int(self.size[at]) - width + 1
-        whole = room > 0 and (va - self.start[at] < room).all()
-        number: np.uint64 = self.number[at]
-        return number if whole else None
+        one = self.start.searchsorted(va[0], "right") - 1
+        room = int(self.size[one]) - width + 1
+        if room > 0 and (va - self.start[one] < room).all():
+            number: np.uint64 = self.number[one]
+            return None if number & _UNMAPPED else number
+        at = self._at(va)
+        left = self.size[at] - (va - self.start[at])  # wraps where a row lies behind its range
+        numbers = self.number[at]
+        whole = ((left >= width) & (left <= self.size[at]) & (numbers & _UNMAPPED == 0)).all()
+        return numbers if whole else None
+
+    def _at(self, va: U64) -> NDArray[np.intp]:
+        """Of each address the last range that does not begin behind it."""
+        first, last = (self.start.searchsorted((va.min(), va.max()), "right") - 1).tolist()
+        if last - first > _FEW_RANGES:
+            return self.start.searchsorted(va, "right") - 1
+        at = np.full(len(va), first)  # among few it is quicker to compare with each than to search
+        for start in self.start[first + 1 : last + 1]:
+            at += va >= start
+        return at
 
     def add(self, start: U64, size: U64, number: U64) -> None:
         """Remember ranges, ascending; of two with the same start the one that came later counts."""
@@ -191,9 +208,9 @@ class AddressSpace:
         else:
             if self._depth == 0 or len(self._mappings.start) > _CACHE_LIMIT:
                 self._forget()
-            one = self._mappings.common(va)
-            if one is not None and not one & _UNMAPPED:
-                return va + one, np.ones(len(va), dtype=np.bool_)
+            straight = self._mappings.straight(va)
+            if straight is not None:
+                return va + straight, np.ones(len(va), dtype=np.bool_)
             shift, hit = self._mappings.find(va)
             # Of many addresses one in each large page first: mostly that tells of all the others.
             for unit in (_LARGE_SHIFT, PAGE_SHIFT) if len(va) > _MANY else (PAGE_SHIFT,):
@@ -351,10 +368,10 @@ class AddressSpace:
             return out, np.ones(len(va), dtype=np.bool_)
         va = np.ascontiguousarray(va, dtype=np.uint64)
         if roots is None and self._depth and getattr(self.memory, "flat", False):  # see `Flat`
-            # All in one range: then what is side by side in virtual memory is so in physical memory, pages or not.
-            one = self._mappings.common(va, width)
-            if one is not None and not one & _UNMAPPED:
-                ok = self.memory.gather(va + one, out)
+            # Each in one range: then what is side by side in virtual memory is so in physical memory, pages or not.
+            straight = self._mappings.straight(va, width)
+            if straight is not None:
+                ok = self.memory.gather(va + straight, out)
                 if ok.all():
                     return out, ok
         if width > PAGE_SIZE:

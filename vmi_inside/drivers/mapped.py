@@ -23,6 +23,7 @@ from vmi_inside.types import PAGE_SIZE, U8, U64, Mask
 
 #: With a limit on resident pages, rows after which they are counted: the kernel maps up to 16 pages around each row.
 _LOOK_EVERY: Final = 512
+_PIECE: Final = 1 << 17  # bytes that are taken at once: they stay in the processor's cache
 
 
 def map_file(fd: int, size: int | None = None, offset: int = 0, *, name: str = "the file") -> U8:
@@ -117,7 +118,11 @@ class MappedMemory:
         index = place.view(np.int64)
         if complete and len(pa):
             rows = self._rows(width)
-            out.view(rows.dtype)[:, 0] = rows[index]
+            into = out.view(rows.dtype)[:, 0]
+            # NumPy takes rows into an array of its own first: a large one would be new memory of the system each time.
+            step = max(_PIECE // width, 1)
+            for start in range(0, len(index), step):
+                into[start : start + step] = rows[index[start : start + step]]
             return ok
         out[~ok] = 0
         if ok.any():
