@@ -119,7 +119,7 @@ class MappedMemory:
         if complete and len(pa):
             rows = self._rows(width)
             into = out.view(rows.dtype)[:, 0]
-            # NumPy takes rows into an array of its own first: a large one would be new memory of the system each time.
+            # NumPy takes rows into an array of its own first: a large one is new memory from the system each time.
             step = max(_PIECE // width, 1)
             for start in range(0, len(index), step):
                 into[start : start + step] = rows[index[start : start + step]]
