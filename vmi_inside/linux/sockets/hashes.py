@@ -52,10 +52,11 @@ def hashed_sockets(kernel: Kernel, namespaces: Structs) -> tuple[U64, list[str]]
     for finder in FINDERS:
         try:
             for table in finder(kernel, namespaces):
-                if table.address and 0 < table.buckets <= _BUCKET_LIMIT:
+                if table.address and 0 < table.buckets <= _BUCKET_LIMIT and table.head + 8 <= table.stride:
                     tables.setdefault((table.address, table.head), table)
                 elif table.address:
-                    notes.append(f"{table.what}: a size of {table.buckets} buckets is not believed")
+                    size = f"{table.buckets} buckets of {table.stride} bytes"
+                    notes.append(f"{table.what}: a size of {size} is not believed")
         except (ProfileError, MemoryFault) as error:
             notes.append(f"{finder.__name__.removeprefix('_')} sockets: {error}")
     found = list(tables.values())
@@ -68,9 +69,8 @@ def hashed_sockets(kernel: Kernel, namespaces: Structs) -> tuple[U64, list[str]]
     for index, table in enumerate(found):
         if not got.ok[index]:
             notes.append(f"{table.what}: part of the table at {table.address:#x} could not be read")
-        start, size = int(got.start[index]), int(got.size[index])
-        raw = got.data[start : start + size].reshape(-1, table.stride)[:, table.head : table.head + 8]
-        first = np.ascontiguousarray(raw).view("<u8")[:, 0]
+        buckets = int(got.size[index]) // table.stride
+        first: U64 = np.ndarray((buckets,), "<u8", got.data, int(got.start[index]) + table.head, (table.stride,))
         heads.append(first & ~np.uint64(1) if table.locked else first)
     if not heads:
         return np.empty(0, dtype=np.uint64), notes
