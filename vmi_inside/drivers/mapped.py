@@ -149,8 +149,10 @@ class MappedMemory:
     def word(self, pa: int) -> int | None:
         """See `Words.word`."""
         one = self._placement.within(pa, 8)
-        words = self._words[one[0]] if one is not None and not one[1] & 7 else None
-        return words[one[1] >> 3] if one is not None and words is not None else None
+        if one is None or one[1] & 7:
+            return None
+        words = self._words[one[0]]
+        return None if words is None else words[one[1] >> 3]
 
     def release(self) -> None:
         """See `Releasing.release`. Only file mappings can be let go of without losing what they hold."""
