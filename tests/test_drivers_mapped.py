@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vmi_inside.drivers.mapped import MappedMemory, map_file
 from vmi_inside.errors import AttachError
-from vmi_inside.memory import PhysicalMemory, Run
+from vmi_inside.memory import PhysicalMemory, Run, Words
 
 
 @st.composite
@@ -44,6 +44,17 @@ def test_gather_and_read_say_what_is_there(
         assert row.tolist() == (wanted if good else [0] * width)
         found = memory.read(address, width)
         assert (None if found is None else list(bytes(found))) == (wanted if good else None)
+
+
+def test_words() -> None:
+    array = np.arange(4096, dtype=np.uint64).view(np.uint8)[: 4096 + 12]
+    memory = MappedMemory([(Run(0x1000, 4096), array[:4096].copy()), (Run(0x8000, 12), array[:12].copy())])
+    assert isinstance(memory, Words)
+    assert memory.word(0x1000) == 0
+    assert memory.word(0x1000 + 8 * 511) == 511
+    assert [memory.word(at) for at in (0, 0xFF8, 0x1004, 0x2000, 0x2000 - 4, 0x8000, 1 << 63)] == [None] * 7
+    memory.close()
+    assert memory.word(0x1000) is None
 
 
 def test_it_is_a_physical_memory_that_does_not_copy() -> None:

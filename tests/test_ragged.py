@@ -76,3 +76,29 @@ def test_a_range_that_ends_in_nowhere(guest: LinuxGuest) -> None:
 def test_no_range_that_begins_as_arrays_do(guest: LinuxGuest) -> None:
     got = ragged.gather(guest.space, addresses(guest.string("12345678") + 3), sizes(64))
     assert [len(part) for part in got.words()] == [0, 0, 0]
+
+
+def test_ranges_of_one_size_among_others(guest: LinuxGuest) -> None:
+    # Most are of one size and read as they are, the others by units: what is given is in the order of the ranges.
+    size = [64, 1000, 64, 0, 64, 64, 24, 64, 64]
+    at = [guest.alloc(max(each, 8), "words") for each in size]
+    for index, base in enumerate(at):
+        for word in range(size[index] // 8):
+            guest.word(base + 8 * word, index * 1000 + word + 1)
+    guest.memory.reset()
+    got = ragged.gather(guest.space, addresses(*at), sizes(*size))
+    assert got.ok.all()
+    assert [len(row) for row in got.rows()] == size
+    words, owner, number = got.words()
+    expected = [(index, word) for index, each in enumerate(size) for word in range(each // 8)]
+    assert list(zip(owner.tolist(), number.tolist(), strict=True)) == expected
+    assert words.tolist() == [index * 1000 + word + 1 for index, word in expected]
+
+
+def test_of_ranges_of_one_size_one_is_half_there(guest: LinuxGuest) -> None:
+    at = [guest.alloc(64, "words") for _ in range(3)]
+    for base in at:
+        guest.word(base + 8, 7)
+    got = ragged.gather(guest.space, addresses(*at, NOWHERE), sizes(64, 64, 64, 64))
+    assert got.ok.tolist() == [True, True, True, False]
+    assert got.words()[0].tolist() == [7, 7, 7]

@@ -15,7 +15,7 @@ from vmi_inside import ragged
 from vmi_inside.arch.paging import BY_LEVELS
 from vmi_inside.errors import NoMemory, PageFault
 from vmi_inside.space import AddressSpace, _Known
-from vmi_inside.types import U64
+from vmi_inside.types import U8, U64, Mask
 
 RUNS = ((0, 1 << 19), (1 << 32, 1 << 19))
 SIZES = {1: 1 << 12, 2: 1 << 21, 3: 1 << 30}
@@ -209,6 +209,54 @@ def test_gather_equals_reading_piece_by_piece(seed: int, levels: int, width: int
             cells = piecewise(space, address, width)
             assert fine == (cells is not None)
             assert row.tolist() == (cells or [0] * width), "an unreadable row is zero"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 32), st.sampled_from((4, 5)), st.sampled_from((1, 8, 64, 576, 4096, 9000)))
+def test_flat_memory_is_read_as_any_other(seed: int, levels: int, width: int) -> None:
+    world = World(seed, levels)
+    rnd = random.Random(seed)
+    flat = world.space.over(world.ram.memory)
+    assert flat.memory.flat  # type: ignore[attr-defined]  # rows that cross pages are read in one piece
+    with world.space.operation(), flat.operation():
+        for count in (12, 12, 1, 3):
+            va = world.addresses(rnd, count)
+            if rnd.random() < 0.7:  # mostly what is mapped, and close together
+                near = np.array(
+                    [rnd.choice(world.pages) + rnd.randrange(1 << 13) & (1 << 64) - 1 for _ in va], np.uint64
+                )
+                va = near
+            rows, ok = world.space.gather(va, width)
+            for _ in range(2):  # with tables that were not read yet, and with those that were
+                other, fine = flat.gather(va, width)
+                assert fine.tolist() == ok.tolist()
+                assert np.array_equal(other, rows)
+
+
+def test_rows_that_cross_pages_of_one_range_are_one_reading() -> None:
+    ram = Ram()
+    tables, base = PageTables(ram), 0xFFFF_8880_0000_0000
+    tables.map(base, 0, 2)
+    ram.write(0x1FF8, bytes(range(16)))
+    memory = CountingMemory(ram.memory)
+
+    class Flat(CountingMemory):
+        flat = True
+
+        def gather(self, pa: U64, out: U8) -> Mask:
+            self.gathers += 1
+            return self.memory.gather(pa, out)
+
+    for kind, gathers in ((memory, 2), (Flat(ram.memory), 1)):
+        space = AddressSpace(kind, BY_LEVELS[4], tables.root)
+        va = np.array([base + 0x1FF8, base + 0x4000, base + 0x5FF9], dtype=np.uint64)
+        with space.operation():
+            space.translate(va)
+            kind.reset()
+            rows, ok = space.gather(va, 16)
+            assert kind.gathers == gathers
+        assert ok.all()
+        assert rows[0].tolist() == list(range(16))
 
 
 @settings(max_examples=30, deadline=None)

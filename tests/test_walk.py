@@ -356,3 +356,33 @@ def test_a_bomb_of_nodes_is_cut(guest: SyntheticGuest, monkeypatch: pytest.Monke
     assert found.faults
     monkeypatch.setattr(walk, "NODE_LIMIT", 64 * 4)
     assert any("cut after" in fault for fault in walk.xarray(guest.space, levels[0][0] | 2, node).faults)
+
+
+def test_a_list_that_was_walked_is_read_at_once(guest: SyntheticGuest) -> None:
+    head, *nodes = (guest.alloc(16) for _ in range(21))
+    guest.chain(head, nodes, head)
+    first = walk.serial(guest.space, head)
+    guest.memory.reset()
+    again = walk.serial(guest.space, head)
+    assert again.address.tolist() == first.address.tolist() == nodes
+    assert guest.memory.gathers + guest.memory.reads <= 5  # down the tables, and all nodes
+
+
+def test_a_list_that_changed_is_walked_anew(guest: SyntheticGuest) -> None:
+    head, *nodes = (guest.alloc(16) for _ in range(21))
+    more = guest.alloc(16)
+    guest.chain(head, nodes, head)
+    walk.serial(guest.space, head)
+    for changed in (nodes[1:], [*nodes, more], [*nodes[:5], more, *nodes[5:]], nodes[::-1], nodes[:9]):
+        guest.chain(head, changed, head)
+        found = walk.serial(guest.space, head)
+        assert found.address.tolist() == changed
+        assert not found.faults
+    guest.chain(head, nodes, nodes[3])  # a lie, of which nothing is to be remembered
+    for _ in range(2):
+        found = walk.serial(guest.space, head, what="thing")
+        assert found.address.tolist() == nodes
+        assert found.faults
+    guest.chain(head, nodes, head)
+    assert len(walk.serial(guest.space, head).address) == 20
+    assert len(walk.serial(guest.space, head, limit=7).address) == 7

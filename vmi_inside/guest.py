@@ -295,7 +295,7 @@ class Guest(Tables, ProcessControls, GateControls):
         return states
 
     def _checked(self, made: T) -> T:
-        if self._live:
+        if self._live and time.monotonic() - self._verified >= _DOUBT:  # sooner nothing is looked for at all
             self._check(bool(made.notes) or bool(made.fault.any()))
         return made
 

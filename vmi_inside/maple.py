@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import I64, MASK64, U8, U64, Mask
+from vmi_inside.types import I64, MASK64, U8, U64, Mask, among
 
 #: Nodes that one walk visits at the most.
 NODE_LIMIT: Final = 1 << 18
@@ -85,13 +85,13 @@ def entries(space: AddressSpace, root: U64, node: CType, *, what: str = "maple t
         _, at = np.unique(address, return_index=True)
         fresh = np.zeros(len(address), dtype=np.bool_)
         fresh[at] = True
-        fresh &= ~np.isin(address, seen)
+        fresh &= ~among(address, seen)
         torn(here.owner[~fresh], "a node stands twice in the trees")
         here, address = here.take(fresh), address[fresh]
         if len(seen) + len(address) > NODE_LIMIT:
             torn(here.owner, f"cut after {len(seen)} nodes")
             break
-        seen = np.concatenate((seen, address))
+        seen = np.sort(np.concatenate((seen, address)))
         kind = (here.node >> np.uint64(3)) & np.uint64(15)
         raw, ok = space.gather(address, min(node.size, _SIZE_LIMIT))
         torn(here.owner[~ok | (kind >= len(shapes))], "a node could not be read or makes no sense")

@@ -89,6 +89,27 @@ class Releasing(Protocol):
 
 
 @runtime_checkable
+class Flat(Protocol):
+    """What memory can do beside that is reached as it lies, and not page by page."""
+
+    #: Whether rows of `gather` may cross pages, and be of any width. A row that could be read in two halves, but not in
+    #: one, is marked as unreadable.
+    flat: bool
+
+
+@runtime_checkable
+class Words(Protocol):
+    """What mapped memory can do beside: give single numbers without making bytes of them, for walks of page tables."""
+
+    def word(self, pa: int) -> int | None:
+        """The little-endian 64-bit number at `pa`, a multiple of 8; None where `read` has to be asked.
+
+        It does not look whether the guest is still there: a reading that ends with `read` does.
+        """
+        ...
+
+
+@runtime_checkable
 class Holding(Protocol):
     """What memory can do beside that is mapped piece by piece: keep the pieces for as long as one reading lasts."""
 

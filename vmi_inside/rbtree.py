@@ -13,7 +13,7 @@ import numpy as np
 
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import I64, U64, Mask
+from vmi_inside.types import I64, U64, Mask, among
 
 #: Nodes that one walk visits at the most.
 NODE_LIMIT: Final = 1 << 20
@@ -62,7 +62,7 @@ def nodes(space: AddressSpace, root: U64, node: CType, *, what: str = "tree") ->
         _, first = np.unique(here, return_index=True)
         fresh = np.zeros(len(here), dtype=np.bool_)
         fresh[first] = True
-        fresh &= ~np.isin(here, seen)
+        fresh &= ~among(here, seen)
         if not fresh.all():
             faults[f"{what}: a node stands twice in the trees"] = None
             here, owner, above, place = here[fresh], owner[fresh], above[fresh], place[fresh]
@@ -71,7 +71,7 @@ def nodes(space: AddressSpace, root: U64, node: CType, *, what: str = "tree") ->
         if len(seen) + len(here) > NODE_LIMIT:
             faults[f"{what}: cut after {len(seen)} nodes"] = None
             break
-        seen = np.concatenate((seen, here))
+        seen = np.sort(np.concatenate((seen, here)))
         raw, ok = space.gather(here, size)
         if not ok.all():
             faults[f"{what}: a node could not be read"] = None

@@ -26,6 +26,7 @@ _KEPT_LIMIT = 256  # page tables that are read again to see whether they changed
 _CACHE_LIMIT = 1 << 16  # translations that one operation may remember, and those of one batch more
 _LARGE_SHIFT = 21  # kernels map most of themselves in pages of 2 MiB or more
 _MANY = 64  # addresses in a batch, from which on it pays to look at one in each large page first
+_FEW_RANGES = 6  # ranges that a batch lies in, so many or fewer, are told apart by a comparison with each
 _FEW = 48  # addresses that are walked one by one, rather than side by side
 _UNMAPPED = np.uint64(1)  # physical and virtual addresses differ by whole pages: this bit is free
 
@@ -40,8 +41,35 @@ class _Known:
 
     def find(self, va: U64) -> tuple[U64, Mask]:
         """The numbers (n,) of the ranges that `va` (n,) lie in, and (n,) bool: which lie in one."""
-        at = self.start.searchsorted(va, "right") - 1
+        at = self._at(va)
         return self.number[at], va - self.start[at] < self.size[at]
+
+    def straight(self, va: U64, width: int = 1) -> U64 | np.uint64 | None:
+        """The numbers (n,) of the ranges that `width` bytes at each of `va` (n,) lie in, or the one number of all.
+
+        None where some lie in no range, in one that is not mapped, or reach out of theirs. What the kernel allocates
+        lies in its direct map, which is one range: then no row needs a search of its own.
+        """
+        one = self.start.searchsorted(va[0], "right") - 1
+        room = int(self.size[one]) - width + 1
+        if room > 0 and (va - self.start[one] < room).all():
+            number: np.uint64 = self.number[one]
+            return None if number & _UNMAPPED else number
+        at = self._at(va)
+        left = self.size[at] - (va - self.start[at])  # wraps where a row lies behind its range
+        numbers = self.number[at]
+        whole = ((left >= width) & (left <= self.size[at]) & (numbers & _UNMAPPED == 0)).all()
+        return numbers if whole else None
+
+    def _at(self, va: U64) -> NDArray[np.intp]:
+        """Of each address the last range that does not begin behind it."""
+        first, last = (self.start.searchsorted((va.min(), va.max()), "right") - 1).tolist()
+        if last - first > _FEW_RANGES:
+            return self.start.searchsorted(va, "right") - 1
+        at = np.full(len(va), first)  # among few it is quicker to compare with each than to search
+        for start in self.start[first + 1 : last + 1]:
+            at += va >= start
+        return at
 
     def add(self, start: U64, size: U64, number: U64) -> None:
         """Remember ranges, ascending; of two with the same start the one that came later counts."""
@@ -78,13 +106,15 @@ class AddressSpace:
         # Page tables of a Xen PV guest hold machine frames; all others are read as they are.
         self._own = memory.entries if isinstance(memory, Paravirtual) else None
         self._hold = memory.hold if isinstance(memory, Holding) else nullcontext
+        #: The nodes of lists that were walked, by head and offset: a guess, which `walk.serial` compares with what is.
+        self.lists: dict[tuple[int, int], U64] = {}
         self._depth = 0
         # Of each range that was walked what to add to a virtual address to get the physical one (odd: not mapped); for
         # each level below the root, where the tables met on the way are; and what these hold.
         self._mappings = _Known()
         self._tables = [_Known() for _ in paging.splits]  # by level
         self._pages: dict[int, U64] = {}
-        self._kept = (np.empty(0, dtype=np.uint64), np.empty((0, 0), dtype=np.uint8))  # the same, as one array
+        self._kept = (np.empty(0, dtype=np.uint64), np.empty((0, 0), dtype=np.uint64))  # the same, as one array
         self._levels = np.array([0, *(paging.shift(level + 1) for level in range(paging.levels))], dtype=np.uint64)
         self._masks = np.array([0, *((1 << bits) - 1 for bits in reversed(paging.splits))], dtype=np.uint64)
         self._large = np.array([level in paging.large for level in range(paging.levels + 1)])
@@ -140,8 +170,7 @@ class AddressSpace:
         if len(self._pages) > _KEPT_LIMIT:
             self._forget()
         elif len(self._pages) != len(self._kept[0]):
-            rows = np.array([entries.view(np.uint8) for entries in self._pages.values()], dtype=np.uint8)
-            self._kept = np.array(list(self._pages), dtype=np.uint64), rows
+            self._kept = np.array(list(self._pages), dtype=np.uint64), np.array(list(self._pages.values()))
             self._mappings.join()
 
     def _verify(self) -> None:
@@ -151,7 +180,7 @@ class AddressSpace:
             self._forget()
             return
         now, ok = self.tables(at)
-        if not (ok.all() and np.array_equal(now.view(np.uint8), before)):
+        if not (ok.all() and np.array_equal(now, before)):
             self._forget()
 
     def _forget(self) -> None:
@@ -167,6 +196,8 @@ class AddressSpace:
 
         `roots` (n,) gives each row a top-level table of its own. Unmapped rows have address 0.
         """
+        if not len(va):
+            return va, np.ones(0, dtype=np.bool_)
         if roots is None and len(va) == 1:  # for one, integers are quicker
             try:
                 return np.array([self.translate_one(int(va[0]))], dtype=np.uint64), np.ones(1, dtype=np.bool_)
@@ -177,6 +208,9 @@ class AddressSpace:
         else:
             if self._depth == 0 or len(self._mappings.start) > _CACHE_LIMIT:
                 self._forget()
+            straight = self._mappings.straight(va)
+            if straight is not None:
+                return va + straight, np.ones(len(va), dtype=np.bool_)
             shift, hit = self._mappings.find(va)
             # Of many addresses one in each large page first: mostly that tells of all the others.
             for unit in (_LARGE_SHIFT, PAGE_SHIFT) if len(va) > _MANY else (PAGE_SHIFT,):
@@ -190,6 +224,7 @@ class AddressSpace:
                 if not known.all():
                     size = size[~known]
                     self._mappings.add(missed[~known] & ~(size - np.uint64(1)), size, found[~known])
+                self._mappings.join()
                 shift, hit = self._mappings.find(va)
             shift[~hit] = _UNMAPPED
         ok: Mask = shift & _UNMAPPED == 0
@@ -332,6 +367,13 @@ class AddressSpace:
         if not len(va) or not width:
             return out, np.ones(len(va), dtype=np.bool_)
         va = np.ascontiguousarray(va, dtype=np.uint64)
+        if roots is None and self._depth and getattr(self.memory, "flat", False):  # see `Flat`
+            # Each in one range: then what is side by side in virtual memory is so in physical memory, pages or not.
+            straight = self._mappings.straight(va, width)
+            if straight is not None:
+                ok = self.memory.gather(va + straight, out)
+                if ok.all():
+                    return out, ok
         if width > PAGE_SIZE:
             ok = np.ones(len(va), dtype=np.bool_)
             for start in range(0, width, PAGE_SIZE):
@@ -340,9 +382,10 @@ class AddressSpace:
                 ok &= good
             out[~ok] = 0
             return out, ok
-        torn = np.flatnonzero((va & np.uint64(PAGE_MASK)) > np.uint64(PAGE_SIZE - width))
-        if not len(torn):
+        crossing = (va & np.uint64(PAGE_MASK)) > np.uint64(PAGE_SIZE - width)
+        if not crossing.any():
             return out, self._gather_rows(va, out, roots)
+        torn = np.flatnonzero(crossing)
         # The first part of a row that crosses a page is read with the others, moved up to end where the page does.
         edge = (va[torn] | np.uint64(PAGE_MASK)) + np.uint64(1)
         first, left = va.copy(), edge - va[torn]
@@ -385,13 +428,17 @@ class AddressSpace:
         if va >> (paging.canonical - 1) not in self._signs:
             raise PageFault(va, paging.levels)
         table, width = self.root, paging.entry_size
+        word = getattr(self.memory, "word", None) if self._own is None else None  # see `Words`
         for below, mask, level, large in self._steps:
-            raw = read(table + ((va >> below) & mask) * width, width)
-            if raw is None:
-                raise PageFault(va, level)
-            entry = int.from_bytes(raw, "little")
-            if self._own is not None:
-                entry = int(self._own(np.array([entry], dtype=np.uint64))[0])
+            at = table + ((va >> below) & mask) * width
+            entry = word(at) if word is not None else None
+            if entry is None:
+                raw = read(at, width)
+                if raw is None:
+                    raise PageFault(va, level)
+                entry = int.from_bytes(raw, "little")
+                if self._own is not None:
+                    entry = int(self._own(np.array([entry], dtype=np.uint64))[0])
             if not entry & paging.present:
                 raise PageFault(va, level, entry)
             target = entry & paging.address
@@ -402,6 +449,12 @@ class AddressSpace:
 
     def read(self, va: int, size: int) -> bytes:
         """`size` bytes at `va`, whole or not at all. Raises `PageFault` or `NoMemory`."""
+        if 0 < size <= PAGE_SIZE - (va & PAGE_MASK):
+            pa = self.translate_one(va)
+            part = self.memory.read(pa, size)
+            if part is None:
+                raise NoMemory(pa, size)
+            return bytes(part)
         parts: list[bytes | memoryview] = []
         for pa, step in self._extents(va, size):
             part = self.memory.read(pa, step)
@@ -412,9 +465,6 @@ class AddressSpace:
 
     def _extents(self, va: int, size: int) -> Iterator[tuple[int, int]]:
         """What a virtual range is in physical memory: addresses and sizes. Raises `PageFault`."""
-        if 0 < size <= PAGE_SIZE - (va & PAGE_MASK):
-            yield self.translate_one(va), size
-            return
         while size > 0:
             va &= MASK64
             pa, below, table = self._leaf(va)

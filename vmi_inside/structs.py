@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,16 +56,17 @@ class Structs:
         A member is a path, or a tuple of alternatives of which the first that the type has is read; the column goes
         by the first alternative's name. Raises `NoMember` before anything is read.
         """
-        wanted = {_first(names): self.type.member(*_all(names)) for names in members}
-        wanted = {name: member for name, member in wanted.items() if name not in self._columns}
-        live = np.flatnonzero(self.address)
-        whole = len(live) == len(self.address)
-        for span in _plan(wanted):
-            base = self.address if whole else self.address[live]
+        wanted = tuple(names for names in members if _first(names) not in self._columns)
+        if not wanted:
+            return self
+        spans = _planned(self.type, wanted)
+        whole = self.address.all()
+        live = slice(None) if whole else np.flatnonzero(self.address)
+        base = self.address[live]
+        for span in spans:
             rows, ok = self.space.gather(base + np.uint64(span.start), span.size)
-            bad = live[~ok]
-            if len(bad):
-                self.fault[bad] = True
+            if not ok.all():
+                self.fault[live] |= ~ok
             for name, member in span.members:
                 column = _decode(rows, member, member.offset - span.start)
                 if not whole:
@@ -142,18 +144,29 @@ class Structs:
 
 def texts(raw: U8) -> list[str]:
     """Rows (n, width) of NUL-terminated bytes as text; bytes that are no UTF-8 become `\\xNN`."""
-    ended = np.logical_or.accumulate(raw == 0, axis=1)
-    clean = np.ascontiguousarray(np.where(ended, np.uint8(0), raw))
-    cells: list[bytes] = clean.view(f"S{raw.shape[1]}")[:, 0].tolist() if raw.shape[1] else [b""] * len(raw)
-    # All in one piece: none of the cells holds a NUL, and no character of UTF-8 goes on behind one.
-    return b"\0".join(cells).decode("utf-8", "backslashreplace").split("\0") if cells else []
+    if not raw.shape[1]:
+        return [""] * len(raw)
+    cells: list[bytes] = np.ascontiguousarray(raw).view(f"S{raw.shape[1]}")[:, 0].tolist()
+    joined = b"\0".join(cells)
+    if joined.count(b"\0") != max(len(cells) - 1, 0):  # what stands behind a NUL is left from a longer text
+        joined = b"\0".join([cell.partition(b"\0")[0] for cell in cells])
+    # All in one piece: none of the cells holds a NUL now, and no character of UTF-8 goes on behind one.
+    return joined.decode("utf-8", "backslashreplace").split("\0") if cells else []
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
+    """Bytes of a struct that are read in one, and the columns that they hold."""
+
     start: int
     size: int
     members: tuple[tuple[str, Member], ...]
+
+
+@lru_cache(maxsize=1024)  # tables ask for the same members of the same types again and again
+def _planned(ctype: CType, wanted: tuple[Names, ...]) -> tuple[_Span, ...]:
+    """What to read of a type for these members. Raises `NoMember`."""
+    return tuple(_plan({_first(names): ctype.member(*_all(names)) for names in wanted}))
 
 
 def _plan(wanted: dict[str, Member]) -> Iterable[_Span]:

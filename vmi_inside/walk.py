@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmi_inside.errors import MemoryFault
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import PAGE_MASK, PAGE_SIZE, U64, Mask
+from vmi_inside.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U64, among, distinct
 
 #: Nodes that one walk visits at the most.
 NODE_LIMIT = 1 << 20
@@ -25,7 +25,12 @@ ROUND_LIMIT = 1 << 14
 #: An xarray of 64-bit indices with 64 slots a node is no deeper than this.
 XARRAY_DEPTH = 11
 
+#: Lists of so many nodes are remembered, of so many lists: one reading of all costs as much as some of one.
+_WORTH, _KEPT_NODES, _KEPT_LISTS = 8, 1 << 12, 64
+
 _NONE = np.uint64(0)
+#: xa_is_node: an entry with this tag, above the small reserved ones (include/linux/xarray.h).
+_INTERNAL, _RESERVED = np.uint64(2), np.uint64(4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +79,20 @@ def chains(
         node, owner = node[live], owner[live]
         if not len(node):
             break
-        fresh = ~(_member(node, seen) | _member(node, recent))
-        distinct, index = np.unique(node, return_index=True)
+        fresh = ~(among(node, seen) | among(node, recent))
+        ordered, index = np.unique(node, return_index=True)
         once = np.zeros(len(node), dtype=np.bool_)
         once[index] = True
         fresh &= once
         if not fresh.all():
             faults[f"{what}: a chain runs in a circle or into another"] = None
             node, owner = node[fresh], owner[fresh]
-            distinct = np.sort(node)
+            ordered = np.sort(node)
         if total + len(node) > NODE_LIMIT or len(nodes) == ROUND_LIMIT:
             faults[f"{what}: cut after {total} nodes"] = None
             break
         total += len(node)
-        recent = np.sort(np.concatenate((recent, distinct)))
+        recent = np.sort(np.concatenate((recent, ordered)))
         if len(recent) > max(1024, len(seen) // 8):  # seldom, so that a long chain does not sort all of it every round
             seen, recent = np.sort(np.concatenate((seen, recent))), recent[:0]
         raw, ok = space.gather(node + np.uint64(next_offset), 8)
@@ -105,7 +110,13 @@ def chains(
 def serial(
     space: AddressSpace, head: int, next_offset: int = 0, *, what: str = "list", limit: int = NODE_LIMIT
 ) -> Walk:
-    """Walk one circular list from its `head`, which is not among the nodes given. Address by address."""
+    """Walk one circular list from its `head`, which is not among the nodes given. Address by address.
+
+    Where the list was walked before, its nodes are read all at once: mostly it is as it was.
+    """
+    before = space.lists.get((head, next_offset))
+    if before is not None and len(before) <= limit and _linked(space, head, next_offset, before):
+        return Walk(before, np.zeros(len(before), dtype=np.int64), ())
     nodes: list[int] = []
     seen = {head}
     faults: tuple[str, ...] = ()
@@ -124,7 +135,17 @@ def serial(
                 faults = (f"{what}: runs in a circle at {node:#x}" if node else f"{what}: ends in NULL",)
     except MemoryFault as error:
         faults = (f"{what}: {error}",)
-    return Walk(np.array(nodes, dtype=np.uint64), np.zeros(len(nodes), dtype=np.int64), faults)
+    found = np.array(nodes, dtype=np.uint64)
+    if not faults and _WORTH <= len(found) <= _KEPT_NODES and len(space.lists) < _KEPT_LISTS:
+        space.lists[head, next_offset] = found
+    return Walk(found, np.zeros(len(found), dtype=np.int64), faults)
+
+
+def _linked(space: AddressSpace, head: int, next_offset: int, nodes: U64) -> bool:
+    """Whether these are all the nodes of a list now, in that order."""
+    ring = np.concatenate((np.array([head], dtype=np.uint64), nodes))
+    raw, ok = space.gather(ring + np.uint64(next_offset), 8)
+    return bool(ok.all()) and np.array_equal(raw.view("<u8")[:, 0], np.roll(ring, -1))
 
 
 def dense(space: AddressSpace, heads: U64, next_offset: int = 0, *, what: str = "list") -> Walk:
@@ -133,19 +154,21 @@ def dense(space: AddressSpace, heads: U64, next_offset: int = 0, *, what: str = 
     `heads` (n,) are not among the nodes given. As `serial`, but memory is read page by page, and no page twice: of
     objects of 600 bytes that is one reading for six of them, and what was read is of one moment.
     """
-    pages: dict[int, bytes | None] = {}
+    pages: dict[int, memoryview | None] = {}
+
+    def page(number: int) -> memoryview | None:
+        try:
+            raw = space.memory.read(space.translate_one(number << PAGE_SHIFT), PAGE_SIZE)
+        except MemoryFault:
+            raw = None
+        pages[number] = held = None if raw is None else np.frombuffer(bytes(raw), "<u8").data
+        return held
 
     def following(node: int) -> int | None:
         at = node + next_offset
-        page = at & ~PAGE_MASK
-        if page not in pages:
-            try:
-                raw = space.memory.read(space.translate_one(page), PAGE_SIZE)
-            except MemoryFault:
-                raw = None
-            pages[page] = None if raw is None else bytes(raw)
-        held, inside = pages[page], at & PAGE_MASK
-        return None if held is None or inside & 7 else int.from_bytes(held[inside : inside + 8], "little")
+        number = at >> PAGE_SHIFT
+        held = pages[number] if number in pages else page(number)
+        return None if held is None or at & 7 else held[(at & PAGE_MASK) >> 3]
 
     nodes: list[int] = []
     owner: list[int] = []
@@ -191,23 +214,27 @@ def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray")
     seen = np.empty(0, dtype=np.uint64)
     limit = 64  # the shift must fall from level to level
     for _ in range(XARRAY_DEPTH + 1):
-        inner = _is_node(entry)
-        leaf = ~inner & (entry & np.uint64(3) == 0) & (entry != _NONE)
+        tag = entry & np.uint64(3)
+        leaf = (tag == 0) & (entry != _NONE)
         found.append(entry[leaf])
         where.append(index[leaf])
-        address, base = entry[inner] - np.uint64(2), index[inner]
-        address, first = np.unique(address, return_index=True)
-        base = base[first]
-        new = ~_member(address, seen)
-        if not new.all() or len(address) != int(inner.sum()):
-            faults[f"{what}: a node stands twice in the tree"] = None
-            address, base = address[new], base[new]
+        inner = (tag == _INTERNAL) & (entry > _RESERVED)
+        address, base = entry[inner] - _INTERNAL, index[inner]
         if not len(address):
             break
+        ordered = distinct(address)
+        if len(ordered) != len(address) or among(ordered, seen).any():
+            faults[f"{what}: a node stands twice in the tree"] = None
+            address, first = np.unique(address, return_index=True)
+            new = ~among(address, seen)
+            ordered = address = address[new]
+            base = base[first][new]
+            if not len(address):
+                break
         if len(seen) + len(address) > NODE_LIMIT // width:
             faults[f"{what}: cut after {len(seen)} nodes"] = None
             break
-        seen = np.sort(np.concatenate((seen, address)))
+        seen = np.sort(np.concatenate((seen, ordered)))
         raw, ok = space.gather(address + np.uint64(low), size)
         rows = raw[:, slots_at - low : slots_at - low + 8 * width]
         shift = raw[:, shift_at - low].astype(np.int64)
@@ -220,24 +247,6 @@ def xarray(space: AddressSpace, head: int, node: CType, *, what: str = "xarray")
         limit = int(shift.max())
         entry = np.ascontiguousarray(rows).view("<u8").ravel()
         index = (base[:, None] + (np.arange(width)[None, :] << shift[:, None])).ravel()
-        used = entry != _NONE
-        entry, index = entry[used], index[used]
     else:
         faults[f"{what}: deeper than an xarray can be"] = None
     return Walk(np.concatenate(found), np.concatenate(where), tuple(faults))
-
-
-def _is_node(entry: U64) -> Mask:
-    """xa_is_node: an internal entry above the small reserved ones (include/linux/xarray.h)."""
-    internal: Mask = entry & np.uint64(3) == np.uint64(2)
-    return internal & (entry > np.uint64(4096))
-
-
-def _member(values: U64, ordered: U64) -> Mask:
-    """Which of `values` are in the sorted array `ordered`."""
-    if not len(ordered):
-        return np.zeros(len(values), dtype=np.bool_)
-    at = np.searchsorted(ordered, values)
-    at[at == len(ordered)] = 0
-    hit: Mask = ordered[at] == values
-    return hit

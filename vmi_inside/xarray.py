@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import I64, U8, U64, Mask
+from vmi_inside.types import I64, U8, U64, Mask, among
 
 #: Entries that one walk gives at the most: the page cache of 256 GiB in single pages.
 ENTRY_LIMIT: Final = 1 << 26
@@ -83,10 +83,10 @@ def entries(space: AddressSpace, head: U64, node: CType, *, what: str = "xarray"
         _, at = np.unique(address, return_index=True)
         fresh = np.zeros(len(address), dtype=np.bool_)
         fresh[at] = True
-        fresh &= ~np.isin(address, seen)
+        fresh &= ~among(address, seen)
         torn(here.owner[~fresh], "a node stands twice in the trees")
         here, limit = here.take(fresh), limit[fresh]
-        seen = np.concatenate((seen, address[fresh]))
+        seen = np.sort(np.concatenate((seen, address[fresh])))
         below: list[tuple[_Slots, I64]] = []
         for start in range(0, len(here.entry), _BATCH):
             part = here.take(slice(start, start + _BATCH))

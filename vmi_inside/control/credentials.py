@@ -18,6 +18,7 @@ from vmi_inside.errors import ControlError, Unsafe
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.credentials import CAPABILITIES
 from vmi_inside.linux.tasks import PIDTYPE_PID, pids
+from vmi_inside.types import distinct
 
 _UIDS: Final = ("uid", "suid", "euid", "fsuid")
 _GIDS: Final = ("gid", "sgid", "egid", "fsgid")
@@ -86,7 +87,7 @@ def _creds(kernel: Kernel, of: Target) -> Iterator[tuple[int, list[tuple[int, by
     cred, real = tasks.pointer("cred"), tasks.pointer("real_cred")
     if not mine.any() or (cred[mine] != real[mine]).any() or tasks.fault[mine].any():
         raise Unsafe(f"process {of.pid} ({of.name}) acts as somebody else at this moment; nothing was done, try again")
-    own = np.unique(cred[mine])
+    own = distinct(cred[mine])
     others = np.isin(cred[~mine], own) | np.isin(real[~mine], own)
     if others.any() or kernel.profile.find_symbol("init_cred") in own.tolist():
         raise Unsafe(f"process {of.pid} ({of.name}) shares its credentials with others; nothing was done")

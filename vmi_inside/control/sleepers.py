@@ -18,7 +18,7 @@ from vmi_inside.linux.code import Code
 from vmi_inside.linux.tasks import PIDTYPE_PID, pids
 from vmi_inside.linux.unwind import frames
 from vmi_inside.structs import Structs
-from vmi_inside.types import PAGE_MASK, Mask
+from vmi_inside.types import PAGE_MASK, Mask, distinct
 
 #: THREAD_SIZE where the types do not tell (arch/x86/include/asm/page_64_types.h).
 _STACK_SIZE: Final = 16 << 10
@@ -45,7 +45,7 @@ def standing(
         _, _, rows = pids(kernel).tasks(kernel, PIDTYPE_PID)
         # Idle tasks have no number. One that does not run waits in the scheduler, and nowhere else.
         running = _running(kernel)
-        address = np.unique(np.concatenate((rows.address, np.array(list(running), dtype=np.uint64))))
+        address = distinct(np.concatenate((rows.address, np.array(list(running), dtype=np.uint64))))
         found = kernel.structs("task_struct", address).fetch("stack", "thread.sp", "pid")
         base, top = found.pointer("stack"), found.pointer("thread.sp").copy()
         for row in np.flatnonzero(np.isin(address, np.array(list(running), dtype=np.uint64))).tolist():
@@ -67,7 +67,7 @@ def standing(
         return ""
     # A word that looks like it may be left from an earlier call, within a frame that does not use all of its bytes; as
     # long as the task sleeps (a stopped one does for good) it stays there.
-    suspect = np.unique(owner[hit])
+    suspect = distinct(owner[hit])
     suspect = suspect[suspect < live.sum()]
     stale = ~_comes_back(kernel, found.select(np.flatnonzero(live)[suspect]), ranges)
     hit &= ~np.isin(owner, suspect[stale])

@@ -13,7 +13,7 @@ import numpy as np
 from vmi_inside.drivers.mapped import MappedMemory
 from vmi_inside.errors import Unsupported
 from vmi_inside.memory import PhysicalMemory, Run
-from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
+from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask, distinct
 
 #: Bytes that one capture may hold.
 LIMIT: Final = 1 << 30
@@ -36,7 +36,7 @@ class CapturedMemory:
     @property
     def missed(self) -> int:
         """How many pages were read from the guest itself since the last capture."""
-        return len(np.unique(np.concatenate(self._missed))) if self._missed else 0
+        return len(distinct(np.concatenate(self._missed))) if self._missed else 0
 
     @property
     def pages(self) -> int:
@@ -48,7 +48,7 @@ class CapturedMemory:
 
         Raises `Unsupported` when it would be more than `LIMIT`.
         """
-        self._wanted = np.unique(np.concatenate((self._wanted, *self._missed)))
+        self._wanted = distinct(np.concatenate((self._wanted, *self._missed)))
         self._missed = []
         if len(self._wanted) * PAGE_SIZE > LIMIT:
             raise Unsupported(
@@ -81,7 +81,7 @@ class CapturedMemory:
         ok = self._copy.gather(pa, out)
         if not ok.all():
             rows = np.flatnonzero(~ok)
-            self._missed.append(np.unique(pa[rows] >> np.uint64(PAGE_SHIFT)))
+            self._missed.append(distinct(pa[rows] >> np.uint64(PAGE_SHIFT)))
             some = np.empty((len(rows), out.shape[1]), dtype=np.uint8)
             ok[rows] = self._live.gather(pa[rows], some)
             out[rows] = some

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -22,6 +23,7 @@ from vmi_inside.types import PAGE_SIZE, U8, U64, Mask
 
 #: With a limit on resident pages, rows after which they are counted: the kernel maps up to 16 pages around each row.
 _LOOK_EVERY: Final = 512
+_PIECE: Final = 1 << 17  # bytes that are taken at once: they stay in the processor's cache
 
 
 def map_file(fd: int, size: int | None = None, offset: int = 0, *, name: str = "the file") -> U8:
@@ -61,6 +63,9 @@ class MappedMemory:
     overlap or do not have their run's size.
     """
 
+    #: See `Flat`.
+    flat = True
+
     def __init__(
         self,
         pieces: Iterable[tuple[Run, U8]],
@@ -76,6 +81,8 @@ class MappedMemory:
         self.notices = list(notices)
         self.runs: tuple[Run, ...] = tuple(run for run, _ in found)
         self._views = [array.data.toreadonly() for _, array in found]
+        little = sys.byteorder == "little"
+        self._words = [view.cast("Q") if little and not len(view) & 7 else None for view in self._views]
         self._mappings = list({id(one): one for _, array in found if (one := _mapping(array)) is not None}.values())
         #: See `Releasing.resident_limit`.
         self.resident_limit = 0
@@ -111,7 +118,11 @@ class MappedMemory:
         index = place.view(np.int64)
         if complete and len(pa):
             rows = self._rows(width)
-            out.view(rows.dtype)[:, 0] = rows[index]
+            into = out.view(rows.dtype)[:, 0]
+            # NumPy takes rows into an array of its own first: a large one is new memory from the system each time.
+            step = max(_PIECE // width, 1)
+            for start in range(0, len(index), step):
+                into[start : start + step] = rows[index[start : start + step]]
             return ok
         out[~ok] = 0
         if ok.any():
@@ -135,6 +146,14 @@ class MappedMemory:
             return None
         return b"".join([self._views[piece][offset : offset + length] for piece, offset, length in parts])
 
+    def word(self, pa: int) -> int | None:
+        """See `Words.word`."""
+        one = self._placement.within(pa, 8)
+        if one is None or one[1] & 7:
+            return None
+        words = self._words[one[0]]
+        return None if words is None else words[one[1] >> 3]
+
     def release(self) -> None:
         """See `Releasing.release`. Only file mappings can be let go of without losing what they hold."""
         for mapping in self._mappings:
@@ -145,6 +164,7 @@ class MappedMemory:
         self.runs = ()
         self._placement = Placement((), ())
         self._views.clear()
+        self._words.clear()
         self._mappings.clear()
         self._by_width.clear()
         for closer in self._closers:

@@ -26,7 +26,7 @@ class Placement:
             if run.start < 0 or run.size <= 0 or (behind is not None and behind.start < run.end):
                 raise ValueError(f"the run at {run.start:#x} ({run.size:#x} bytes) is empty or overlaps its neighbour")
         self.runs = tuple(runs)
-        self._ends = [run.end for run in runs]
+        self._begins, self._ends = [run.start for run in runs], [run.end for run in runs]
         self._starts = np.array([run.start for run in runs], np.uint64)
         self._sizes = np.array([run.size for run in runs], np.uint64)
         # Added to an address in the run, modulo 2**64, this gives its place.
@@ -37,14 +37,14 @@ class Placement:
 
         A place counts only where the mask is True.
         """
-        room = np.maximum(self._sizes, np.uint64(width - 1)) - np.uint64(width - 1)
-        if not len(pa) or not len(room):
+        if not len(pa) or not self.runs:
             return pa, np.zeros(len(pa), np.bool_), not len(pa)
         # Most batches stay in the run where they begin: three cheap operations instead of a search for every row.
         guess = min(bisect_right(self._ends, int(pa[0])), len(self.runs) - 1)
-        ok: Mask = pa - self._starts[guess] < room[guess]
+        ok: Mask = pa - self._starts[guess] < max(self.runs[guess].size - width + 1, 0)
         if ok.all():
             return pa + self._shifts[guess], ok, True
+        room = np.maximum(self._sizes, np.uint64(width - 1)) - np.uint64(width - 1)
         if len(self.runs) == 1:
             return pa + self._shifts[0], ok, False
         # Below the first run this is -1, the last: there the offset wraps, and is far too large.
@@ -57,7 +57,7 @@ class Placement:
         index = bisect_right(self._ends, pa)
         if index == len(self._ends) or pa + size > self._ends[index] or size < 0:
             return None
-        offset = pa - self.runs[index].start
+        offset = pa - self._begins[index]
         return (index, offset) if offset >= 0 else None
 
     def parts(self, pa: int, size: int) -> Iterator[tuple[int, int, int]] | None:

@@ -80,6 +80,12 @@ class QemuMemory:
         self.runs: tuple[Run, ...] = _joined(run for part in parts for run in part.runs)
         self._parts = tuple(parts)
         self._only = parts[0] if len(parts) == 1 else None
+        #: See `Flat`.
+        self.flat = self._only is not None
+        #: See `Words.word`: of mapped memory itself, which is quicker by what a call costs.
+        self.word: Callable[[int], int | None] = (
+            self._only.word if isinstance(self._only, MappedMemory) else lambda pa: None
+        )
 
     def gather(self, pa: U64, out: U8) -> Mask:
         """See `PhysicalMemory.gather`."""

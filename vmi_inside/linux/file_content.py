@@ -16,7 +16,7 @@ import numpy as np
 from vmi_inside.errors import NoFile
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.page_cache import HUGE, cached_pages, filesystems, in_memory
-from vmi_inside.types import I64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
+from vmi_inside.types import I64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask, distinct
 
 #: No file is believed to be larger; what is said to be so is cut.
 SIZE_LIMIT: Final = 1 << 46
@@ -115,7 +115,7 @@ def contents(kernel: Kernel, address: Iterable[int]) -> list[FileContent]:
         index, place = found.index[mine], found.pa[mine]
         inside = (index >= 0) & (index < _pages(size)) & ~huge[row]
         there = inside & (place != 0)
-        gone = np.unique(index[inside & (place == 0)])
+        gone = distinct(index[inside & (place == 0)])
         # Of hostile trees a page may be there twice; the first counts.
         pages, first = np.unique(index[there], return_index=True)
         out[at] = FileContent(

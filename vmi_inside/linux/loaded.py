@@ -47,12 +47,17 @@ class Loaded:
         return out
 
 
+def listed(kernel: Kernel) -> tuple[Structs, tuple[str, ...]]:
+    """All modules on the list, with `name` and `state`, and where it was cut. Raises `NoSymbol`."""
+    ctype = kernel.struct("module")
+    found = walk.serial(kernel.space, kernel.symbol("modules"), what="modules", limit=MODULE_LIMIT)
+    rows = kernel.structs(ctype, found.address - np.uint64(ctype.member("list").offset)).fetch("name", "state")
+    return rows, found.faults
+
+
 def loaded(kernel: Kernel) -> Loaded:
     """All modules on the list. Raises `NoSymbol` where the kernel knows no modules."""
-    ctype = kernel.struct("module")
-    listed = walk.serial(kernel.space, kernel.symbol("modules"), what="modules", limit=MODULE_LIMIT)
-    rows = kernel.structs(ctype, listed.address - np.uint64(ctype.member("list").offset)).fetch("name", "state")
-    return of_modules(kernel, rows, listed.faults)
+    return of_modules(kernel, *listed(kernel))
 
 
 def of_modules(kernel: Kernel, rows: Structs, faults: tuple[str, ...] = ()) -> Loaded:

@@ -14,7 +14,7 @@ import numpy as np
 from vmi_inside import ragged, walk
 from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.loaded import MODULE_LIMIT, loaded
+from vmi_inside.linux.loaded import MODULE_LIMIT, listed
 from vmi_inside.profile.btf import Btf
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
@@ -54,14 +54,15 @@ def every_module(kernel: Kernel) -> list[ModuleTypes]:
 def _each(kernel: Kernel, name: str | None = None) -> Iterator[ModuleTypes]:
     kept: dict[int, tuple[int, int, int]] = {}
     try:
-        known = loaded(kernel)
-        if name is not None or kernel.profile.find_symbol("btf_modules"):
+        modules, _ = listed(kernel)
+        names = modules.text("name")
+        if name in names or (name is None and kernel.profile.find_symbol("btf_modules")):
             kept = _kept(kernel)
     except (ProfileError, MemoryFault):
         return
-    for row, own in enumerate(known.name):
+    for row, own in enumerate(names):
         if name in (None, own):
-            module = known.modules.select(np.array([row]))
+            module = modules.select(np.array([row]))
             address = int(module.address[0])
             parsed = kept.get(address, (0, 0, 0))
             key = (own, address, *parsed)
@@ -88,9 +89,9 @@ def _kept(kernel: Kernel) -> dict[int, tuple[int, int, int]]:
 
     The section that the module came with may be gone by now. Raises `NoSymbol` where the kernel keeps none.
     """
-    listed = walk.serial(kernel.space, kernel.symbol("btf_modules"), what="btf_modules", limit=MODULE_LIMIT)
+    found = walk.serial(kernel.space, kernel.symbol("btf_modules"), what="btf_modules", limit=MODULE_LIMIT)
     ctype = kernel.struct("btf_module")
-    holders = kernel.structs(ctype, listed.address - np.uint64(ctype.member("list").offset)).fetch("module", "btf")
+    holders = kernel.structs(ctype, found.address - np.uint64(ctype.member("list").offset)).fetch("module", "btf")
     held = holders.follow("btf").fetch("id", "data", "data_size")
     told = (held.unsigned("id"), held.pointer("data"), held.unsigned("data_size"))
     rows = zip(*(each.tolist() for each in told), strict=True)

@@ -17,7 +17,7 @@ from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.tasks import PIDTYPE_PID, pids
 from vmi_inside.structs import Structs
-from vmi_inside.types import I64, U64, Mask
+from vmi_inside.types import I64, U64, Mask, distinct
 
 SUPER_BLOCK_LIMIT: Final = 1 << 16
 #: What stands for a namespace in mounts that the kernel keeps to itself: a small negative number (MNT_NS_INTERNAL).
@@ -48,12 +48,12 @@ def mount_tree(kernel: Kernel) -> Found:
     try:
         every = pids(kernel)
         _, _, tasks = every.tasks(kernel, PIDTYPE_PID)
-        of_tasks = kernel.structs("nsproxy", np.unique(tasks.pointer("nsproxy"))).pointer("mnt_ns")
+        of_tasks = kernel.structs("nsproxy", distinct(tasks.pointer("nsproxy"))).pointer("mnt_ns")
         faults += every.faults
     except ProfileError as error:
         of_tasks, faults = np.empty(0, dtype=np.uint64), (*faults, f"mount namespaces of tasks: {error}")
     said = known.pointer("mnt_ns")
-    address = np.unique(np.concatenate((of_tasks, said)))
+    address = distinct(np.concatenate((of_tasks, said)))
     address = address[(address != 0) & (address < _ERRORS)]
     namespaces = kernel.structs(namespace, address).fetch("ns.inum", "root")
     # The first namespace is made before all others.

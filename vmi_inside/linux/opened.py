@@ -17,7 +17,7 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux.paths import paths
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text, text
-from vmi_inside.types import I64, U64, Mask
+from vmi_inside.types import I64, U64, Mask, distinct
 
 #: Kinds of inodes, by the upper bits of their mode (include/uapi/linux/stat.h); what has none of them is anonymous.
 _KINDS: Final = {
@@ -56,7 +56,7 @@ class Opened:
     @cached_property
     def _dentry(self) -> _Shared:
         return _Shared(
-            self.kernel.structs("dentry", np.unique(self.at)).fetch(
+            self.kernel.structs("dentry", distinct(self.at)).fetch(
                 "d_inode", "d_op", "d_parent", "d_hash.pprev"
             ),
             self.at,
@@ -64,13 +64,13 @@ class Opened:
 
     @cached_property
     def _inodes(self) -> _Shared:
-        rows = self.kernel.structs("inode", np.unique(self.inodes))
+        rows = self.kernel.structs("inode", distinct(self.inodes))
         return _Shared(rows.fetch("i_mode", "i_ino", "i_size", "i_sb"), self.inodes)
 
     @cached_property
     def _blocks(self) -> _Shared:
         address = self._inodes.pointer("i_sb")
-        return _Shared(self.kernel.structs("super_block", np.unique(address)).fetch("s_dev", "s_type"), address)
+        return _Shared(self.kernel.structs("super_block", distinct(address)).fetch("s_dev", "s_type"), address)
 
     @cached_property
     def _filesystem(self) -> Text:

@@ -17,7 +17,7 @@ from vmi_inside import ragged
 from vmi_inside.errors import Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.code import Code
-from vmi_inside.types import I64, U8, U64, Mask
+from vmi_inside.types import I64, U8, U64, Mask, among, distinct
 
 #: ORC_REG_*, as they were numbered first: which register a value is counted from. Others stand nowhere where a task
 #: sleeps.
@@ -94,7 +94,8 @@ class Orc:
 
     def find(self, address: U64) -> Entries:
         """What the tables say of `n` addresses of code."""
-        fresh = np.setdiff1d(address, self._known)
+        fresh = distinct(address)
+        fresh = fresh[~among(fresh, self._known)]
         if len(fresh):
             known, told = np.concatenate((self._known, fresh)), self._looked_up(fresh)
             order = np.argsort(known, kind="stable")
@@ -137,7 +138,7 @@ class Orc:
         rows = np.flatnonzero(~inside)
         if self.code.modules is not None and len(rows):
             module = self.code.modules.within(address[rows], text=True)
-            for one in np.unique(module[module >= 0]).tolist():
+            for one in distinct(module[module >= 0]).tolist():
                 mine = rows[module == one]
                 at[mine] = self._of_module(one, address[mine])
         live = np.flatnonzero(at)

@@ -18,7 +18,7 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux.mapcounts import SHARE_SHIFT, MapCounts
 from vmi_inside.linux.vmas import regions
 from vmi_inside.structs import Structs
-from vmi_inside.types import I64, MASK64, PAGE_SHIFT, U64, Mask
+from vmi_inside.types import I64, MASK64, PAGE_SHIFT, U64, Mask, distinct
 
 #: Processes that are walked side by side, tables read at a time, and tables of one process that are believed.
 _TOGETHER: Final = 128
@@ -134,7 +134,7 @@ def _walk(kernel: Kernel, root: U64, row: I64, left: int) -> Iterator[tuple[_Lea
         if int(fits.sum()) > left:
             fits &= np.cumsum(fits) <= left
             word = f"more than {_TABLES_IN_ALL} page tables in all"
-        cut = np.unique(owner[~fits])
+        cut = distinct(owner[~fits])
         table, owner, base = table[fits], owner[fits], base[fits]
         seen += np.bincount(owner, minlength=len(seen))
         left -= len(table)

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from vmi_inside import walk
+from vmi_inside.errors import MemoryFault
 from vmi_inside.kernel import Kernel
 from vmi_inside.structs import Structs
 from vmi_inside.types import I64, Mask
@@ -60,16 +61,19 @@ class Pids:
 
 def pids(kernel: Kernel) -> Pids:
     """Read the PID IDR: as many rounds as the tree is deep, and one for the pids."""
-    namespace = kernel.object("pid_namespace", "init_pid_ns").fetch("idr.idr_rt.xa_head")
-    head = int(namespace.pointer("idr.idr_rt.xa_head")[0])
+    idr = kernel.struct("pid_namespace").member("idr.idr_rt.xa_head").offset
+    faults: tuple[str, ...] = ()
+    head = 0
+    try:
+        head = kernel.space.read_u64(kernel.symbol("init_pid_ns") + idr)
+    except MemoryFault:
+        faults = ("pid table: init_pid_ns could not be read",)
     found = walk.xarray(kernel.space, head, kernel.struct("xa_node"), what="pid table")
+    faults += found.faults
     order = np.argsort(found.owner, kind="stable")
     rows = kernel.structs("pid", found.address[order])
     rows.fetch("level", f"tasks[{PIDTYPE_PID}].first", f"tasks[{PIDTYPE_TGID}].first")
-    faults = found.faults
-    if namespace.fault.any():
-        faults = ("pid table: init_pid_ns could not be read", *faults)
-    elif not len(rows) and not faults:
+    if not len(rows) and not faults:
         faults = ("pid table: it is empty, which that of a kernel that runs never is",)
     return Pids(found.owner[order], rows, faults)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from vmi_inside.types import I64, U64
+from vmi_inside.types import I64, U64, distinct
 from vmi_inside.walk import Walk
 
 #: Real trees are some levels deep.
@@ -36,7 +36,7 @@ def descend(roots: U64, children: Callable[[U64], Walk], what: str) -> Tree:
     """
     below: dict[int, list[int]] = {}
     faults: dict[str, None] = {}
-    above = np.unique(roots)
+    above = distinct(roots)
     seen = set(above.tolist())
     for _ in range(DEPTH_LIMIT):
         found = children(above)

@@ -19,7 +19,7 @@ from vmi_inside.linux.integrity.patched import patched_places
 from vmi_inside.linux.integrity.probes import kprobes
 from vmi_inside.linux.integrity.reading import Reading, Stretch
 from vmi_inside.profile.image import Image
-from vmi_inside.types import U8, U64, Mask
+from vmi_inside.types import U8, U64, Mask, distinct
 
 #: Differences that are told one by one, and how far apart bytes of one difference are.
 _ROWS: Final = 256
@@ -58,7 +58,7 @@ class Expected:
         """Which bytes of the code the kernel may change."""
         offset, size = self._patched
         allowed = np.zeros(len(self.text) + int(size.max(initial=0)), dtype=np.bool_)
-        for length in np.unique(size).tolist():
+        for length in distinct(size).tolist():
             allowed[offset[size == length].astype(np.int64)[:, None] + np.arange(length)[None, :]] = True
         return allowed[: len(self.text)]
 
@@ -129,7 +129,7 @@ def _led_away(reading: Reading, code: Stretch, expected: Expected) -> Iterator[F
     """Calls and jumps, where the kernel may put some, that lead to what is nobody's."""
     at = expected.places.astype(np.int64)
     at = at[at + 5 <= len(code.data)]
-    at = np.unique(at[(code.data[at] == 0xE8) | (code.data[at] == 0xE9)])
+    at = distinct(at[(code.data[at] == 0xE8) | (code.data[at] == 0xE9)])
     raw = np.ascontiguousarray(code.data[at[:, None] + np.arange(1, 5)[None, :]])
     place = np.uint64(code.start) + at.astype(np.uint64)
     target = place + np.uint64(5) + raw.view("<i4")[:, 0].astype(np.int64).view(np.uint64)

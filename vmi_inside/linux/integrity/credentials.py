@@ -19,7 +19,7 @@ from vmi_inside.linux.opened import opened
 from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_PID
 from vmi_inside.linux.vmas import user_memory
 from vmi_inside.structs import Structs
-from vmi_inside.types import I64, U64, Mask
+from vmi_inside.types import I64, U64, Mask, distinct
 
 _S_ISUID: Final = 0o4000
 _IDS: Final = ("uid.val", "euid.val", "suid.val", "fsuid.val")
@@ -68,7 +68,7 @@ def _shared(real: U64, group: I64, init: np.uint64) -> Mask:
     """Which tasks (n,) have real credentials that a task of another process has, too."""
     order = np.lexsort((group, real))
     same = (real[order][1:] == real[order][:-1]) & (group[order][1:] != group[order][:-1])
-    several = np.unique(real[order][1:][same])
+    several = distinct(real[order][1:][same])
     shared: Mask = np.isin(real, several) & (real != 0) & (real != init)
     return shared
 

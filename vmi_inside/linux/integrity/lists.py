@@ -10,13 +10,13 @@ import numpy as np
 
 from vmi_inside.errors import MemoryFault
 from vmi_inside.space import AddressSpace
-from vmi_inside.types import U64
+from vmi_inside.types import U64, distinct
 from vmi_inside.walk import NODE_LIMIT, Walk
 
 
 def followed(space: AddressSpace, heads: U64, known: U64, what: str) -> Walk:
     """The nodes of the lists with these heads (n,), which are not among them; `known` are nodes that may be met."""
-    every = np.unique(np.concatenate((heads, known)))
+    every = distinct(np.concatenate((heads, known)))
     raw, ok = space.gather(every, 8)
     following = dict(zip(every[ok].tolist(), raw.view("<u8")[ok, 0].tolist(), strict=True))
     nodes: list[int] = []

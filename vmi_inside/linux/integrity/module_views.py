@@ -20,7 +20,7 @@ from vmi_inside.linux.integrity.views import View
 from vmi_inside.linux.loaded import MODULE_LIMIT, REGION_LIMIT
 from vmi_inside.linux.modules import STATES
 from vmi_inside.profile.ctypes import CType
-from vmi_inside.types import I64, PAGE_SIZE, U64
+from vmi_inside.types import I64, PAGE_SIZE, U64, distinct
 
 #: Where modules, eBPF's programs and trampolines are put: MODULES_VADDR at the lowest, and MODULES_END
 #: (arch/x86/include/asm/pgtable_64_types.h).
@@ -56,7 +56,7 @@ def address_tree(kernel: Kernel) -> View:
     found = tree_nodes(kernel, root, "address tree")
     node = kernel.struct("mod_tree_node")
     holders = kernel.structs(node, found.address - np.uint64(node.member("node.node[0]").offset))
-    return View("address tree", np.unique(holders.pointer("mod")), found.faults)
+    return View("address tree", distinct(holders.pointer("mod")), found.faults)
 
 
 def btf(kernel: Kernel) -> View:

@@ -21,7 +21,7 @@ from vmi_inside.linux.integrity.module_views import MODULE_SPACE
 from vmi_inside.linux.integrity.proc_entries import ProcEntries
 from vmi_inside.linux.integrity.reading import Reading
 from vmi_inside.structs import Structs
-from vmi_inside.types import I64, U64
+from vmi_inside.types import I64, U64, distinct
 
 #: More file systems than any machine has mounted.
 _MOUNTED: Final = 1 << 16
@@ -70,7 +70,7 @@ def _checked(kernel: Kernel, reading: Reading, held: Held) -> Iterator[Finding]:
     got = ragged.gather(kernel.space, table, size.astype(np.int64))
     word, owner, _ = got.words()
     bad = reading.unowned(word)
-    for row in np.unique(owner[bad]).tolist():
+    for row in distinct(owner[bad]).tolist():
         functions = word[bad[owner[bad] == row]]
         symbols = ", ".join(reading.code.symbols(functions).tolist())
         yield Finding(

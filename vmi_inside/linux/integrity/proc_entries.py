@@ -13,7 +13,7 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux.integrity.trees import tree_nodes
 from vmi_inside.linux.sockets.namespaces import network_namespaces
 from vmi_inside.structs import Structs
-from vmi_inside.types import U64
+from vmi_inside.types import U64, distinct
 
 DEPTH_LIMIT: Final = 32
 ENTRY_LIMIT: Final = 1 << 18
@@ -31,7 +31,7 @@ class ProcEntries:
         if net.has("proc_net"):
             roots = np.concatenate((roots, net.pointer("proc_net")))
         self.faults: tuple[str, ...] = ()
-        level: U64 = np.unique(roots[roots != 0])
+        level: U64 = distinct(roots[roots != 0])
         found, above = [level], [np.full(len(level), -1)]
         seen, first = level, 0
         for _ in range(DEPTH_LIMIT):

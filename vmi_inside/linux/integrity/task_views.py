@@ -20,7 +20,7 @@ from vmi_inside.linux.integrity.trees import tree_nodes
 from vmi_inside.linux.integrity.views import View
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
-from vmi_inside.types import U64
+from vmi_inside.types import U64, distinct
 
 _CSS_SET_BUCKETS: Final = 128  # 1 << CSS_SET_HASH_BITS
 #: Control groups that queue on each other are not nested deeper.
@@ -36,7 +36,7 @@ def task_list(kernel: Kernel, known: U64) -> View:
 def threads(tasks: Structs) -> View:
     """The threads of the processes that these tasks belong to."""
     signal = tasks.type.member("signal").type.target
-    holders = Structs(tasks.space, signal, np.unique(tasks.pointer("signal")))
+    holders = Structs(tasks.space, signal, distinct(tasks.pointer("signal")))
     return _listed(holders, "thread_head", tasks.type, "thread_node", "threads' lists", tasks.address)
 
 
@@ -77,7 +77,7 @@ def idle_tasks(kernel: Kernel) -> U64:
         idle = _queues(kernel).pointer("idle")
     except ProfileError:
         return init
-    every: U64 = np.unique(np.concatenate((init, idle)))
+    every: U64 = distinct(np.concatenate((init, idle)))
     return every
 
 
@@ -116,7 +116,7 @@ def _fair(kernel: Kernel, queues: Structs, task: CType) -> tuple[U64, tuple[str,
         nodes = tree_nodes(kernel, here.pointer("tasks_timeline.rb_root.rb_node"), "fair run queue")
         faults.update(dict.fromkeys(nodes.faults))
         address = np.concatenate((nodes.address - np.uint64(entity.member("run_node").offset), here.pointer("curr")))
-        entities = kernel.structs(entity, np.unique(address[address != 0]))
+        entities = kernel.structs(entity, distinct(address[address != 0]))
         group = entities.pointer("my_q") if entity.has("my_q") else np.zeros(len(entities), dtype=np.uint64)
         found.append(entities.address[(group == 0) & ~entities.fault])
         within = np.setdiff1d(group, np.append(seen, np.uint64(0)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vmi_inside.types import U64, Mask
+from vmi_inside.types import U64, Mask, distinct
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Missing:
 
 def union(views: Iterable[View]) -> U64:
     """All addresses that any of them shows, ascending, each once."""
-    every: U64 = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *(view.seen for view in views)]))
+    every: U64 = distinct(np.concatenate([np.empty(0, dtype=np.uint64), *(view.seen for view in views)]))
     found: U64 = every[every != 0]
     return found
 

@@ -8,7 +8,7 @@ one of them has no such sockets. What a socket says is `rows`' matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,15 +17,14 @@ from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
-from vmi_inside.types import U64
+from vmi_inside.types import U64, distinct
 
 _UNIX_BUCKETS = 512  # UNIX_HASH_SIZE since 6.0, 2 * UNIX_HASH_SIZE before (include/net/af_unix.h)
 _NETLINK_PROTOCOLS = 32  # MAX_LINKS (include/uapi/linux/netlink.h)
 _BUCKET_LIMIT = 1 << 24
 
 
-@dataclass(frozen=True, slots=True)
-class HashTable:
+class HashTable(NamedTuple):
     """An array of buckets: `address`, how many, how far apart, where in each the chain's first pointer is.
 
     `node` is how far into the socket the chain's links lie.
@@ -53,10 +52,11 @@ def hashed_sockets(kernel: Kernel, namespaces: Structs) -> tuple[U64, list[str]]
     for finder in FINDERS:
         try:
             for table in finder(kernel, namespaces):
-                if table.address and 0 < table.buckets <= _BUCKET_LIMIT:
+                if table.address and 0 < table.buckets <= _BUCKET_LIMIT and table.head + 8 <= table.stride:
                     tables.setdefault((table.address, table.head), table)
                 elif table.address:
-                    notes.append(f"{table.what}: a size of {table.buckets} buckets is not believed")
+                    size = f"{table.buckets} buckets of {table.stride} bytes"
+                    notes.append(f"{table.what}: a size of {size} is not believed")
         except (ProfileError, MemoryFault) as error:
             notes.append(f"{finder.__name__.removeprefix('_')} sockets: {error}")
     found = list(tables.values())
@@ -69,9 +69,8 @@ def hashed_sockets(kernel: Kernel, namespaces: Structs) -> tuple[U64, list[str]]
     for index, table in enumerate(found):
         if not got.ok[index]:
             notes.append(f"{table.what}: part of the table at {table.address:#x} could not be read")
-        start, size = int(got.start[index]), int(got.size[index])
-        raw = got.data[start : start + size].reshape(-1, table.stride)[:, table.head : table.head + 8]
-        first = np.ascontiguousarray(raw).view("<u8")[:, 0]
+        buckets = int(got.size[index]) // table.stride
+        first: U64 = np.ndarray((buckets,), "<u8", got.data, int(got.start[index]) + table.head, (table.stride,))
         heads.append(first & ~np.uint64(1) if table.locked else first)
     if not heads:
         return np.empty(0, dtype=np.uint64), notes
@@ -79,11 +78,6 @@ def hashed_sockets(kernel: Kernel, namespaces: Structs) -> tuple[U64, list[str]]
     walked = walk.chains(kernel.space, np.concatenate(heads), nulls=True, what="socket hash")
     node = np.array([table.node for table in found], dtype=np.uint64)
     return walked.address - node[owner[walked.owner]], [*notes, *walked.faults]
-
-
-def _distinct(address: U64) -> U64:
-    unique: U64 = np.unique(address[address != 0])
-    return unique
 
 
 def _common(kernel: Kernel, member: str) -> int:
@@ -100,7 +94,7 @@ def _tcp(kernel: Kernel, namespaces: Structs) -> Tables:
     if namespaces.has("ipv4.tcp_death_row.hashinfo"):  # may be the namespace's own since 6.1
         address += namespaces.pointer("ipv4.tcp_death_row.hashinfo").tolist()
     node = _common(kernel, "skc_nulls_node")
-    for info in _distinct(np.array(address, dtype=np.uint64)).tolist():
+    for info in distinct(np.array([each for each in address if each], dtype=np.uint64)).tolist():
         rows = kernel.structs(hashinfo, [info]).fetch("ehash", "ehash_mask")
         bucket = kernel.struct("inet_ehash_bucket")
         count = int(rows.unsigned("ehash_mask")[0]) + 1
@@ -122,7 +116,9 @@ def _udp(kernel: Kernel, namespaces: Structs) -> Tables:
     address = [kernel.profile.find_symbol(name) or 0 for name in ("udp_table", "udplite_table")]
     if namespaces.has("ipv4.udp_table"):
         address += namespaces.pointer("ipv4.udp_table").tolist()
-    rows = kernel.structs(table, _distinct(np.array(address, dtype=np.uint64))).fetch("hash", "mask")
+    rows = kernel.structs(table, distinct(np.array([each for each in address if each], dtype=np.uint64))).fetch(
+        "hash", "mask"
+    )
     node = _common(kernel, "skc_node")
     for base, mask in zip(rows.pointer("hash").tolist(), rows.unsigned("mask").tolist(), strict=True):
         yield HashTable("udp hash", base, mask + 1, slot.size, slot.member("head").offset, node)
@@ -171,7 +167,8 @@ def _netlink(kernel: Kernel, namespaces: Structs) -> Tables:
     for _ in range(2):
         tables.fetch("size", "future_tbl")
         for address, size in zip(tables.at("buckets").tolist(), tables.unsigned("size").tolist(), strict=True):
-            yield HashTable("netlink hash", address, size, 8, 0, node, locked=True)
+            if address:
+                yield HashTable("netlink hash", address, size, 8, 0, node, locked=True)
         tables = tables.follow("future_tbl", bucket)
 
 

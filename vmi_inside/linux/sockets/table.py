@@ -19,7 +19,7 @@ from vmi_inside.linux.sockets.rows import SocketRows
 from vmi_inside.linux.sockets.vsock import vsock_sockets
 from vmi_inside.linux.tasks import CHANGED, PIDTYPE_TGID, changed, pids
 from vmi_inside.table import Column, Faults, Table, Text, text
-from vmi_inside.types import I64, U64
+from vmi_inside.types import I64, U64, distinct
 
 
 class OpenSockets(Table):
@@ -62,7 +62,7 @@ def process_open_sockets(kernel: Kernel, columns: Iterable[str] | None = None) -
         vsock, vsock_type, and_more = vsock_sockets(kernel)
         holders = _Holders(kernel)
         held = holders.socket
-        unique = np.unique(np.concatenate((hashed, vsock, held)))
+        unique = distinct(np.concatenate((hashed, vsock, held)))
         unique = unique[unique != 0]
         faults = Faults(len(unique))
         rows = SocketRows(kernel, unique, faults, vsock_type)
@@ -88,8 +88,7 @@ class _Holders:
     def __init__(self, kernel: Kernel) -> None:
         every = pids(kernel)
         number, _, tasks = every.tasks(kernel, PIDTYPE_TGID)
-        tasks.fetch("files", "comm", "flags")
-        found = descriptors(kernel, tasks)
+        found = descriptors(kernel, tasks.fetch("files"))
         unique, back = np.unique(found.file, return_inverse=True)
         files = kernel.structs("file", unique).fetch("f_op", "private_data")
         is_socket = files.pointer("f_op") == np.uint64(kernel.symbol("socket_file_ops"))
@@ -97,18 +96,23 @@ class _Holders:
         sockets = kernel.structs("socket", which)
         sock = sockets.pointer("sk")[back]
         rows = np.flatnonzero(sock)
+        # Few of all processes hold sockets: nothing else is asked of the others.
+        holding = distinct(found.task[rows])
+        number, tasks = number[holding], tasks.select(holding).fetch("comm", "flags")
+        task = np.searchsorted(holding, found.task[rows])
+        nobody = len(holding)
         names = text([*task_names(kernel, tasks), ""])
         self.socket: U64 = sock[rows]
         self.owners: dict[str, Column] = {
-            "pid": np.append(number[found.task[rows]], -1),
+            "pid": np.append(number[task], -1),
             "fd": np.append(found.fd[rows], -1),
-            "name": names[np.append(found.task[rows], len(tasks))],
+            "name": names[np.append(task, nobody)],
         }
         self.notes = list(every.faults + found.faults)
         if files.fault.any() or sockets.fault.any():
             self.notes.append(f"descriptors: {int(files.fault.sum() + sockets.fault.sum())} files could not be read")
         self._kernel, self._number, self._tasks = kernel, number, tasks
-        self._found = Descriptors(found.task[rows], found.fd[rows], found.file[rows], found.slot[rows], ())
+        self._found = Descriptors(task, found.fd[rows], found.file[rows], found.slot[rows], ())
 
     def fault(self) -> Text:
         """What changed of each descriptor (n,) since it was read; to be asked when all else was."""

@@ -45,16 +45,16 @@ def _vsock_sockets(kernel: Kernel) -> tuple[U64, CType | None, tuple[str, ...]]:
         symbols = {name: module.symbols.get(name) for name, _, _ in _TABLES}
     if ctype is None:
         return np.empty(0, dtype=np.uint64), None, ("vsock: the module has no types (BTF) in memory",)
-    found: list[U64] = []
+    heads, node = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.uint64)]
     notes: list[str] = []
     for name, count, member in _TABLES:
         base = symbols[name]
         if base is None:
             notes.append(f"vsock: {NoSymbol(name)}")
             continue
-        heads = np.uint64(base) + 16 * np.arange(count, dtype=np.uint64)
-        first = kernel.structs("list_head", heads).pointer("next")
-        walked = walk.chains(kernel.space, first, end=heads, what="vsock table")
-        found.append(walked.address - np.uint64(ctype.member(member).offset))
-        notes.extend(walked.faults)
-    return np.concatenate(found) if found else np.empty(0, dtype=np.uint64), ctype, tuple(notes)
+        heads.append(np.uint64(base) + 16 * np.arange(count, dtype=np.uint64))
+        node.append(np.full(count, ctype.member(member).offset, dtype=np.uint64))
+    head = np.concatenate(heads)
+    first = kernel.structs("list_head", head).pointer("next")
+    walked = walk.chains(kernel.space, first, end=head, what="vsock table")
+    return walked.address - np.concatenate(node)[walked.owner], ctype, (*notes, *walked.faults)
