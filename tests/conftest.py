@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,6 +69,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
     # the fast tests first: what they find need not wait for a guest to boot
     items[:] = sorted((item for item in items if item not in left_out), key=lambda i: bool(i.get_closest_marker("lab")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What fails on a Xen host tells what that host and its guests said."""
+    report = yield
+    host = getattr(item, "funcargs", {}).get("host")
+    if report.failed and host is not None and item.get_closest_marker("xen"):
+        report.sections.append(("the Xen host", host.report()))
+    return report
 
 
 def _of_another_kernel(item: pytest.Item) -> bool:

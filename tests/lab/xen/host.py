@@ -20,6 +20,7 @@ from typing import Any, Final
 from tests.lab import LabError
 from tests.lab.guest import LabGuest, Shape
 from tests.lab.xen.image import image
+from tests.lab.xen.parts import Recipe
 
 BOOT_TIMEOUT: Final = 240.0
 #: Seconds that a host may live where somebody waits for it (CI); on two quiet cores its tests take four minutes.
@@ -49,6 +50,7 @@ class XenHost:
     def __init__(self, shell: LabGuest) -> None:
         self.shell = shell
         self._jobs = 0
+        self._hangs = ""  # the job that does not end: what comes after it would wait for it
         self._end = time.monotonic() + LIFETIME if os.environ.get("CI") else math.inf
 
     def ask(self, command: str, timeout: float = 120.0, *, check: bool = True) -> str:
@@ -60,17 +62,30 @@ class XenHost:
 
     def python(self, code: str, timeout: float = 120.0) -> Any:
         """What the code, run in dom0, put into `out`. Names stay from one to the next. Raises `Refused`."""
+        if self._hangs:
+            raise LabError(f"{self.shell.name}: the Python in dom0 is not back from:\n{self._hangs}")
         if not self._jobs:
             self.ask("mkdir -p /tmp/seer; setsid seer </dev/null >/tmp/seer.log 2>&1 &")
         stem = f"/tmp/seer/{self._jobs}"
         self._jobs += 1
         sent = base64.b64encode(code.encode()).decode()
         wait = f"until [ -e {stem}.out ]; do sleep 0.05; done; base64 {stem}.out"
+        self._hangs = code
         said = self.ask(f"echo {sent} | base64 -d >{stem}.part; mv {stem}.part {stem}.py; {wait}", timeout)
+        self._hangs = ""
         answer = pickle.loads(zlib.decompress(base64.b64decode(said)))
         if answer[0] != "ok":
             raise Refused(*answer[1:])
         return answer[1]
+
+    def report(self) -> str:
+        """What may tell why something failed: the ends of all consoles, the guests, where the Python in dom0 is."""
+        parts = [f"Xen and the host's dom0:\n{self.shell.console_tail()}"]
+        try:
+            parts.append(self.shell.ask("guest report", 30, check=False))
+        except LabError as error:
+            parts.append(str(error))
+        return "\n".join(parts)
 
     def start(self, kind: str, workload: str = "full", *, libvirt: bool = False) -> XenGuest:
         """Start a guest, pv or pvh, of that name, by xl or by libvirt; it is ready when this returns."""
@@ -100,12 +115,12 @@ class XenGuest:
         return output
 
 
-def boot(vcpus: int = 2) -> XenHost:
+def boot(recipe: Recipe = Recipe(), vcpus: int = 2) -> XenHost:  # noqa: B008 - it is frozen
     """Boot a Xen host; it is ready when its daemons run. Raises `LabError`."""
     program = shutil.which("qemu-system-x86_64")
     if program is None:
         raise LabError("no qemu-system-x86_64: install qemu-system-x86 (tests/lab/setup.sh does)")
-    made = image()
+    made = image(recipe)
     home = Path(tempfile.mkdtemp(prefix="vmi-xen-"))
     with open(home / "qemu.log", "wb") as log:
         process = subprocess.Popen(
