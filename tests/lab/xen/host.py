@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import time
 import zlib
@@ -21,6 +22,8 @@ from tests.lab import LabError
 from tests.lab.guest import LabGuest, Shape
 from tests.lab.xen.image import image
 from tests.lab.xen.parts import Recipe
+
+_OUT: Final = 400 << 20  # bytes of the disk by which files are brought out
 
 BOOT_TIMEOUT: Final = 240.0
 #: Seconds that a host may live where somebody waits for it (CI); on two quiet cores its tests take four minutes.
@@ -87,10 +90,16 @@ class XenHost:
             parts.append(str(error))
         return "\n".join(parts)
 
-    def start(self, kind: str, workload: str = "full", *, libvirt: bool = False) -> XenGuest:
-        """Start a guest, pv or pvh, of that name, by xl or by libvirt; it is ready when this returns."""
-        self.ask(f"guest {'virt' if libvirt else 'start'} {kind} {workload}", 200)
+    def start(self, kind: str, workload: str = "full", *, libvirt: bool = False, vcpus: int = 1) -> XenGuest:
+        """Start a guest, pv, pvh or hvm, of that name, by xl or by libvirt; see `wait_ready`."""
+        self.ask(f"guest {'virt' if libvirt else 'start'} {kind} {workload} {vcpus}", 100)
         return XenGuest(self, kind)
+
+    def bring(self, folder: str, to: Path) -> None:
+        """Bring the files in a folder of dom0's out."""
+        self.ask(f"tar -C {folder} -cf /dev/vdb . && sync", 200)
+        with tarfile.open(self.shell.console.parent / "out") as archive:
+            archive.extractall(to, filter="data")
 
     def destroy(self) -> None:
         """Take the host down, at once."""
@@ -104,6 +113,10 @@ class XenGuest:
         self.host = host
         self.name = name
         self.target = f"xen:{name}"
+
+    def wait_ready(self, timeout: float = 170.0) -> None:
+        """Wait until the guest has set itself up."""
+        self.ask("until test -e /run/ready; do sleep 0.2; done", timeout)
 
     def ask(self, command: str, timeout: float = 60.0, *, check: bool = True) -> str:
         """As `LabGuest.ask`, over the guest's console."""
@@ -122,6 +135,8 @@ def boot(recipe: Recipe = Recipe(), vcpus: int = 2) -> XenHost:  # noqa: B008 - 
         raise LabError("no qemu-system-x86_64: install qemu-system-x86 (tests/lab/setup.sh does)")
     made = image(recipe)
     home = Path(tempfile.mkdtemp(prefix="vmi-xen-"))
+    with open(home / "out", "wb") as out:
+        out.truncate(_OUT)
     with open(home / "qemu.log", "wb") as log:
         process = subprocess.Popen(
             [
@@ -129,6 +144,7 @@ def boot(recipe: Recipe = Recipe(), vcpus: int = 2) -> XenHost:  # noqa: B008 - 
                 "-machine", "q35,accel=tcg", "-cpu", _CPU, "-m", "1536", "-smp", str(vcpus),
                 "-kernel", made.xen, "-append", _XEN, "-initrd", f"{made.vmlinux} {_DOM0},{made.initrd}",
                 "-drive", f"file={made.disk},format=raw,if=virtio,snapshot=on",
+                "-drive", f"file={home}/out,format=raw,if=virtio",
                 "-serial", f"file:{home}/console.log", "-device", "virtio-serial-pci",
                 "-chardev", f"socket,id=agent,path={home}/agent,server=on,wait=off",
                 "-device", "virtconsole,chardev=agent",

@@ -56,6 +56,13 @@ class Recipe:
         )  # fmt: skip
 
 
+#: By the version of Xen: what there is of it in Debian. LibVMI has no wheel for trixie's Python.
+XEN_HOSTS: Final = {
+    "4.17": Recipe(),
+    "4.20": Recipe(suite="trixie", xen="4.20", python="3.13", wheels=()),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Files of one Xen host: `tree` is the root file system, `modules` in an order in which they can be inserted."""
