@@ -36,10 +36,15 @@ KINDS = ("pvh", "pv", pytest.param("hvm", marks=long))
 WORKLOAD = "tree,threads,zombie,stopped,names,userns,files,mappings,tcp,udp,unix,raw"
 
 
+def needs_hvm(request: pytest.FixtureRequest) -> bool:
+    """Whether a test that is to run does: such a guest takes minutes to boot."""
+    return any("[hvm]" in item.name for item in request.session.items)
+
+
 @pytest.fixture(scope="module")
 def host(_prerequisites: None, request: pytest.FixtureRequest) -> Iterator[XenHost]:
     recipe = XEN_HOSTS[request.config.getoption("--xen-version")]
-    recipe = dataclasses.replace(recipe, device_model=request.config.getoption("--xen-long"))
+    recipe = dataclasses.replace(recipe, device_model=needs_hvm(request))
     try:
         made = lab.boot(recipe)
     except BootFailed:  # of the emulated machine, not of what is tested
@@ -58,7 +63,7 @@ def host(_prerequisites: None, request: pytest.FixtureRequest) -> Iterator[XenHo
 @pytest.fixture(scope="module")
 def guests(host: XenHost, request: pytest.FixtureRequest) -> dict[str, XenGuest]:
     made = {"pvh": host.start("pvh", WORKLOAD, vcpus=2), "pv": host.start("pv", WORKLOAD, libvirt=True)}
-    if request.config.getoption("--xen-long"):
+    if needs_hvm(request):
         made["hvm"] = host.start("hvm", WORKLOAD)
     for guest in made.values():
         guest.wait_ready(400 if guest.name == "hvm" else 170)
@@ -340,6 +345,26 @@ out = rows(pvh), rows(held)
     with pytest.raises(Refused) as error:
         host.python("vmi_inside.attach('libvmi:pv')", 200)
     assert "try xen:pv" in error.value.said
+
+
+def test_libvmi_knows_where_ram_lies(held: XenGuest, host: XenHost) -> None:
+    """Else it looks for each page of 4 GiB: a dump does not end."""
+    own, theirs = host.python("out = [[(run.start, run.size) for run in one.memory.runs] for one in (pvh, held)]")
+    assert own == theirs
+
+
+@long
+def test_libvmi_dumps_the_same(held: XenGuest, host: XenHost) -> None:
+    own, theirs = host.python(
+        """
+with held.paused():
+    made = pvh.dump("/own.core"), held.dump("/theirs.core")
+os.unlink("/own.core"), os.unlink("/theirs.core")
+out = [(one.memory, one.missing, one.checksum) for one in made]
+""",
+        400,
+    )
+    assert own == theirs
 
 
 def test_libvmi_holds_a_pvh_guest(held: XenGuest, host: XenHost) -> None:

@@ -10,6 +10,8 @@ import hashlib
 import lzma
 import re
 import shutil
+import struct
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -146,11 +148,23 @@ def _kernel(work: Path, kept: Path) -> None:
 
 
 def unpacked(vmlinuz: bytes) -> bytes:
-    """The ELF image in a bzImage that is packed by xz (Documentation/arch/x86/boot.rst): Xen takes no other."""
-    start = vmlinuz.find(b"\xfd7zXZ\0")
-    if start < 0:
-        raise LabError("a kernel that is not packed by xz")
-    image = lzma.LZMADecompressor().decompress(vmlinuz[start:])
+    """The ELF image in a bzImage that is packed by xz or zstd (Documentation/arch/x86/boot.rst): Xen takes no other."""
+    setup = (vmlinuz[0x1F1] or 4) + 1  # sectors, of which the kernel proper follows
+    offset, length = struct.unpack_from("<II", vmlinuz, 0x248)
+    packed = vmlinuz[setup * 512 + offset :][:length]
+    if packed.startswith(b"\xfd7zXZ\0"):
+        image = lzma.LZMADecompressor().decompress(packed)
+    elif packed.startswith(b"\x28\xb5\x2f\xfd"):
+        image = _zstd(packed[:-4])  # behind it stands the size of what it holds
+    else:
+        raise LabError("a kernel that is packed neither by xz nor by zstd")
     if not image.startswith(b"\x7fELF"):
         raise LabError("a kernel whose image is no ELF file")
     return image
+
+
+def _zstd(packed: bytes) -> bytes:
+    program = shutil.which("zstd")
+    if program is None:
+        raise LabError("no zstd, by which this kernel is packed: install zstd")
+    return subprocess.run([program, "-dcq"], input=packed, capture_output=True, check=True).stdout
