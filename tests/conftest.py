@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from hypothesis import Phase, settings
 from tests.lab import missing_prerequisites
 from tests.lab.guest import LabGuest, Shape
 from tests.lab.kernels import SUITES
+from tests.lab.xen.parts import XEN_HOSTS
 
 if TYPE_CHECKING:
     from tests.lab.libvirt import Daemon
@@ -37,7 +38,11 @@ settings.register_profile("mutation", derandomize=True, database=None, phases=(P
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="leave out the tests that need a guest in QEMU")
-    parser.addoption("--xen", action="store_true", help="on a Xen host in QEMU, too: some minutes more")
+    parser.addoption("--no-xen", action="store_true", help="leave out the tests that need a Xen host in QEMU")
+    parser.addoption(
+        "--xen-long", action="store_true", help="on the Xen host also an HVM guest, and what takes minutes"
+    )
+    parser.addoption("--xen-version", default="4.17", choices=tuple(XEN_HOSTS), help="which Xen the Xen host has")
     parser.addoption("--torn", type=int, default=3, help="how often a busy guest is read (tests/test_torn_lab.py)")
     parser.addoption(
         "--debug-package", action="store_true", help="with kernels' debug packages, too: some 1.2 GB to fetch, once"
@@ -73,13 +78,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if (config.getoption("--no-lab") and item.get_closest_marker("lab"))
         or (_of_another_kernel(item) and not config.getoption("--all-kernels"))
-        or (item.get_closest_marker("xen") and not config.getoption("--xen"))
+        or (item.get_closest_marker("xen") and config.getoption("--no-xen"))
+        or (item.get_closest_marker("xen_long") and not config.getoption("--xen-long"))
         or (item.get_closest_marker("debug_package") and not config.getoption("--debug-package"))
     ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-    # the fast tests first: what they find need not wait for a guest to boot
-    items[:] = sorted((item for item in items if item not in left_out), key=lambda i: bool(i.get_closest_marker("lab")))
+    items[:] = sorted((item for item in items if item not in left_out), key=_order)
+
+
+def _order(item: pytest.Item) -> int:
+    """The fast tests first: what they find need not wait for a guest to boot. Then those on the Xen host, which has the
+    processors to itself then: guests of the other tests live on until the end."""
+    if not item.get_closest_marker("lab"):
+        return 0
+    return 1 if item.get_closest_marker("xen") else 2
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What fails on a Xen host tells what that host and its guests said."""
+    report = yield
+    host = getattr(item, "funcargs", {}).get("host")
+    if report.failed and host is not None and item.get_closest_marker("xen"):
+        report.sections.append(("the Xen host", host.report()))
+    return report
 
 
 def _of_another_kernel(item: pytest.Item) -> bool:

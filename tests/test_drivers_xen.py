@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import vmi_inside
-from vmi_inside.drivers import xen, xenframes, xenlib, xenpv
+from vmi_inside.drivers import xen, xenframes, xenlib, xenpv, xenram
 from vmi_inside.drivers.xenframes import Frames
 from vmi_inside.errors import AttachError, GuestGone, NoMemory, NoSuchDomain, NotRunning, PermissionDenied, Unsupported
 
@@ -106,7 +106,8 @@ def test_offsets_of_members(kind: Any, field: str, offset: int) -> None:
 @pytest.mark.parametrize(
     ("flags", "emulated", "kind", "state"),
     [(0, 0, "pv", "running"), (2, 1, "pvh", "running"), (2, 0x1FF, "hvm", "running"), (8, 0, "pv", "paused"),
-     (1, 0, "pv", "in shutdown"), (4, 0, "pv", "crashed")],
+     (1, 0, "pv", "in shutdown"), (4, 0, "pv", "shut off"), (4 | 2 << 16, 0, "pv", "suspended"),
+     (4 | 3 << 16, 0, "pv", "crashed")],
 )  # fmt: skip
 def test_what_the_hypervisor_says_of_a_domain(flags: int, emulated: int, kind: str, state: str) -> None:
     one = xenlib.DomainInfo(domain=3, flags=flags, emulation_flags=emulated, tot_pages=9)
@@ -282,6 +283,9 @@ def test_what_cannot_be_found(target: str, error: type[Exception], words: str) -
 
 
 def test_ranges_of_frames() -> None:
-    assert xen.stretches(u64(1, 2, 3, 7, 9, 10)) == [(1, 4), (7, 8), (9, 11)]
-    assert [(run.start, run.size) for run in xen.joined([(0, 2), (2, 3), (5, 6)])] == [(0, 3 * PAGE), (5 * PAGE, PAGE)]
+    assert xenram.stretches(u64(1, 2, 3, 7, 9, 10)) == [(1, 4), (7, 8), (9, 11)]
+    assert [(run.start, run.size) for run in xenram.joined([(0, 2), (2, 3), (5, 6)])] == [
+        (0, 3 * PAGE),
+        (5 * PAGE, PAGE),
+    ]
     assert xenframes.pages(4095, 2).tolist() == [0, 1]

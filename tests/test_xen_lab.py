@@ -1,12 +1,21 @@
-"""A real Xen host: what is seen from its dom0 of a PV and a PVH guest, compared with what each says of itself.
+"""A real Xen host: what is seen from its dom0 of a PV, a PVH and an HVM guest, compared with what each says of itself.
 
-Everything in dom0 is done in one Python there: starting one takes this emulation many seconds.
+Everything in dom0 is done in one Python there: starting one takes this emulation many seconds. What takes longer than
+the rest together is left out without `--xen-long`.
 """
 
 from __future__ import annotations
 
+import base64
+import csv
+import dataclasses
+import importlib.util
+import struct
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,23 +24,39 @@ from tests import compare, truth
 from tests.lab.guest import BootFailed
 from tests.lab.xen import host as lab
 from tests.lab.xen.host import Refused, XenGuest, XenHost
+from tests.lab.xen.parts import XEN_HOSTS
+from vmi_inside import errors
+from vmi_inside.cli import exits
 
 pytestmark = [pytest.mark.lab, pytest.mark.xen]
 
-KINDS = ("pvh", "pv")
+long = pytest.mark.xen_long
+KINDS = ("pvh", "pv", pytest.param("hvm", marks=long))
 #: What is told apart by processes and sockets, without what keeps an emulated processor busy.
 WORKLOAD = "tree,threads,zombie,stopped,names,userns,files,mappings,tcp,udp,unix,raw"
 
 
+def needs_hvm(request: pytest.FixtureRequest) -> bool:
+    """Whether a test that is to run does: such a guest takes minutes to boot."""
+    return any("[hvm]" in item.name for item in request.session.items)
+
+
+def vcpus(request: pytest.FixtureRequest) -> int:
+    """Of the PVH guest: two wait for each other, which an emulated processor does for long."""
+    return 2 if request.config.getoption("--xen-long") else 1
+
+
 @pytest.fixture(scope="module")
-def host(_prerequisites: None) -> Iterator[XenHost]:
+def host(_prerequisites: None, request: pytest.FixtureRequest) -> Iterator[XenHost]:
+    recipe = XEN_HOSTS[request.config.getoption("--xen-version")]
+    recipe = dataclasses.replace(recipe, device_model=needs_hvm(request))
     try:
-        made = lab.boot()
+        made = lab.boot(recipe)
     except BootFailed:  # of the emulated machine, not of what is tested
-        made = lab.boot()
+        made = lab.boot(recipe)
     try:
         made.python(
-            "import os, time, vmi_inside, vmi_inside.guest\n"
+            "import os, subprocess, time, vmi_inside, vmi_inside.guest\n"
             "from vmi_inside.errors import *\n"
             "from vmi_inside.linux.clock import boot_time"
         )
@@ -41,10 +66,14 @@ def host(_prerequisites: None) -> Iterator[XenHost]:
 
 
 @pytest.fixture(scope="module")
-def guests(host: XenHost) -> dict[str, XenGuest]:
-    made = {kind: host.start(kind, WORKLOAD, libvirt=kind == "pv") for kind in KINDS}
-    host.python("pvh = vmi_inside.attach('xen:pvh', writable=True)", 200)
-    host.python("pv = vmi_inside.attach('pv', connect='xen:///system', writable=True)", 200)
+def guests(host: XenHost, request: pytest.FixtureRequest) -> dict[str, XenGuest]:
+    made = {"pvh": host.start("pvh", WORKLOAD, vcpus=vcpus(request)), "pv": host.start("pv", WORKLOAD, libvirt=True)}
+    if needs_hvm(request):
+        made["hvm"] = host.start("hvm", WORKLOAD)
+    for guest in made.values():
+        guest.wait_ready(400 if guest.name == "hvm" else 170)
+        connect = "'pv', connect='xen:///system'" if guest.name == "pv" else f"'xen:{guest.name}'"
+        host.python(f"{guest.name} = vmi_inside.attach({connect}, writable=True)", 200)
     return made
 
 
@@ -169,7 +198,7 @@ def test_a_write_is_journalled_and_undone(guest: XenGuest) -> None:
 
 
 def test_a_gate_cuts_the_network_and_gives_it_back(guest: XenGuest) -> None:
-    loop = "while :; do ping -c 1 127.0.0.1; done" if guest.name == "pvh" else "exec ping 127.0.0.1"
+    loop = "while :; do ping -c 1 127.0.0.1; usleep 50000; done" if guest.name == "pvh" else "exec ping 127.0.0.1"
     pid = guest.ask(f"sh -c '{loop}' >/tmp/ping 2>&1 </dev/null & echo $!").strip()
     children = guest.name == "pvh"  # who forks faster than it can be read here
     assert seen(guest, f"guest.deny('network', pid={pid}, children={children}).entry.state") == "done"
@@ -189,9 +218,8 @@ def test_a_process_is_killed_and_one_made_nice(guest: XenGuest) -> None:
     assert seen(guest, "guest.machine.paused") is False
 
 
+@long
 def test_a_controller_that_dies_while_a_vcpu_waits_for_it(guest: XenGuest) -> None:
-    if guest.name == "pv":
-        pytest.skip("done on one kind: it takes long")
     pid = guest.ask("sleep 9999 >/dev/null 2>&1 </dev/null & echo $!").strip()
     states, paused, entry = guest.host.python(
         f"""
@@ -217,6 +245,32 @@ out = (status, guest.journal()[-1].state), guest.machine.paused, find_entry(gues
     assert states == (9, "put back")
     assert (paused, entry) == (False, "free")
     assert guest.ask(f"ls -d /proc/{pid}").strip() == f"/proc/{pid}"
+
+
+@long
+def test_a_vcpu_that_left_before_the_guest_was_stopped(guest: XenGuest) -> None:
+    pid = guest.ask("sleep 9999 >/dev/null 2>&1 </dev/null & echo $!").strip()
+    rung = guest.host.python(
+        f"""
+import vmi_inside.control.visit as visit
+come, kept, rung = visit._come, visit._ITS_PATIENCE, []
+def late(*arguments):
+    stack = come(*arguments)
+    rung.append(stack)
+    if len(rung) == 1:
+        time.sleep(2)  # it does not wait for so long
+    return stack
+visit._come, visit._ITS_PATIENCE = late, 1.0
+try:
+    {guest.name}.signal({pid}, 9)
+finally:
+    visit._come, visit._ITS_PATIENCE = come, kept
+out = len(rung)
+""",
+        200,
+    )
+    assert rung >= 2
+    assert guest.ask(f"ls -d /proc/{pid}", check=False).strip().endswith("No such file or directory")
 
 
 def test_what_cannot_be_had_is_said(guest: XenGuest) -> None:
@@ -245,17 +299,53 @@ def test_memory_that_is_taken_away_and_given_back(guest: XenGuest) -> None:
     guest.host.ask(f"xl mem-set {guest.name} 160m")
 
 
-def test_a_guest_that_has_not_begun(guests: dict[str, XenGuest], host: XenHost) -> None:
-    host.ask(
-        "sed \"s/^name=.*/name='new'/; s/^memory=.*/memory=128/\" /tmp/pvh.cfg >/tmp/new.cfg; xl create -p /tmp/new.cfg"
-    )
+def refused(host: XenHost, code: str, target: str) -> tuple[int, str]:
+    """The exit code of the error that this ends in, and what it says."""
+    with pytest.raises(Refused) as error:
+        host.python(code, 200)
+    assert "\n" not in error.value.said
+    assert target in error.value.said
+    return exits.code(getattr(errors, error.value.kind)(error.value.said)), error.value.said
+
+
+@pytest.mark.parametrize("kind", ["pvh", "pv"])
+def test_a_guest_that_has_not_begun(guests: dict[str, XenGuest], host: XenHost, kind: str) -> None:
+    changes = f"s/^name=.*/name='new'/; s/^type=.*/type='{kind}'/; s/^memory=.*/memory=64/"
+    host.ask(f'sed "{changes}" /tmp/pvh.cfg >/tmp/new.cfg; xl create -p /tmp/new.cfg')
     try:  # its kernel lies in memory already
-        rows = host.python("with vmi_inside.attach('xen:new') as new:\n    out = new.processes(), new.info()", 200)
+        code, said = refused(host, "vmi_inside.attach('xen:new')", "new: ")
     finally:
         host.ask("xl destroy new")
-    processes, info = rows
-    assert len(processes) == 0
-    assert list(info.fault) == ["clock unreadable"]
+    assert code == 4
+    assert ("has not begun to run" if kind == "pvh" else "still booting") in said
+
+
+def halting() -> bytes:
+    """An ELF file that a PVH guest is started with, and that does nothing: as a boot loader that waits."""
+    entry, code = 0x10_0000, b"\xfa\xf4\xeb\xfd"  # cli; hlt; jmp to it
+    note = struct.pack("<III4sI", 4, 4, 18, b"Xen", entry)  # XEN_ELFNOTE_PHYS32_ENTRY (public/elfnote.h)
+    at = 64 + 2 * 56
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, entry, 64, 0, 0, 64, 56, 2, 0, 0, 0
+    )  # fmt: skip
+    load = struct.pack("<IIQQQQQQ", 1, 7, at, entry, entry, len(code), 0x1000, 0x1000)
+    notes = struct.pack("<IIQQQQQQ", 4, 4, at + len(code), 0, 0, len(note), len(note), 4)
+    return header + load + notes + code + note
+
+
+def test_a_guest_without_a_kernel(host: XenHost) -> None:
+    elf = base64.b64encode(halting()).decode()
+    host.ask(
+        f"echo {elf} | base64 -d >/tmp/still; xl create /dev/null name=\\'still\\' type=\\'pvh\\' memory=16"
+        " kernel=\\'/tmp/still\\'"
+    )
+    try:
+        assert "still" in host.ask("xl list")
+        code, said = refused(host, "vmi_inside.attach('xen:still')", "still: ")
+    finally:
+        host.ask("xl destroy still")
+    assert code == 6
+    assert "no Linux kernel found" in said
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +376,26 @@ out = rows(pvh), rows(held)
     with pytest.raises(Refused) as error:
         host.python("vmi_inside.attach('libvmi:pv')", 200)
     assert "try xen:pv" in error.value.said
+
+
+def test_libvmi_knows_where_ram_lies(held: XenGuest, host: XenHost) -> None:
+    """Else it looks for each page of 4 GiB: a dump does not end."""
+    own, theirs = host.python("out = [[(run.start, run.size) for run in one.memory.runs] for one in (pvh, held)]")
+    assert own == theirs
+
+
+@long
+def test_libvmi_dumps_the_same(held: XenGuest, host: XenHost) -> None:
+    own, theirs = host.python(
+        """
+with held.paused():
+    made = pvh.dump("/own.core"), held.dump("/theirs.core")
+os.unlink("/own.core"), os.unlink("/theirs.core")
+out = [(one.memory, one.missing, one.checksum) for one in made]
+""",
+        400,
+    )
+    assert own == theirs
 
 
 def test_libvmi_holds_a_pvh_guest(held: XenGuest, host: XenHost) -> None:
@@ -328,7 +438,9 @@ out = counted, states, found, stands, (snapshot.paused, len(snapshot.tables["pro
     assert held.ask("echo goes on").strip() == "goes on"
 
 
-def test_libvmi_reads_and_sets_registers_of_a_pvh_guest(held: XenGuest, host: XenHost) -> None:
+def test_libvmi_reads_and_sets_registers_of_a_pvh_guest(
+    held: XenGuest, host: XenHost, request: pytest.FixtureRequest
+) -> None:
     own, theirs, changed, after, table = host.python(
         """
 from vmi_inside.control.registers import registers
@@ -347,10 +459,10 @@ out = own, theirs, changed, after, table
 """,
         200,
     )
-    assert len(own) == 1
+    assert len(own) == vcpus(request)
     assert own == theirs
-    assert table == list(theirs[0].items())
-    wanted = [{**own[0], "r12": 0x1234_5678_9ABC_DEF0}]
+    assert table == [pair for each in theirs for pair in each.items()]
+    wanted = [{**own[0], "r12": 0x1234_5678_9ABC_DEF0}, *own[1:]]
     assert changed == (wanted, wanted)
     assert after == (own, own)
     assert held.ask("echo goes on").strip() == "goes on"
@@ -378,12 +490,46 @@ def test_what_libvmi_changes_is_journalled_where_xen_undoes_it(held: XenGuest, h
     assert host.python("held.close()\nout = pvh.machine.paused") is False
 
 
+@long
+@pytest.mark.skipif(importlib.util.find_spec("volatility3") is None, reason="volatility3 is not installed")
+def test_volatility3_lists_processes_of_a_dump(guests: dict[str, XenGuest], host: XenHost, tmp_path: Path) -> None:
+    host.python(
+        """
+from vmi_inside.cli.profile import _FORMATS
+os.makedirs("/made/symbols/linux", exist_ok=True)
+with open("/made/symbols/linux/guest.json", "wb") as file:
+    file.write(_FORMATS["isf"](pvh, None)[0])
+pvh.dump("/made/guest.core", pause=True)
+""",
+        400,
+    )
+    host.bring("/made", tmp_path)
+    volatility = [str(Path(sys.executable).parent / "vol"), "-q", "--offline", "-r", "csv"]
+    said = subprocess.run(
+        [*volatility, "-s", str(tmp_path / "symbols"), "--cache-path", str(tmp_path), "-f",
+         str(tmp_path / "guest.core"), "linux.pslist"],
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    theirs = {
+        int(row["PID"]): row["COMM"] for row in csv.DictReader(line for line in said.stdout.splitlines() if "," in line)
+    }
+    import vmi_inside
+
+    with vmi_inside.attach(f"file:{tmp_path / 'guest.core'}") as dumped:
+        ours = {row.pid: row for row in dumped.processes(("pid", "name", "state"))}
+    assert len(theirs) > 60, said.stderr
+    assert set(ours) - set(theirs) == {pid for pid, row in ours.items() if row.state == "Z"}
+    assert set(theirs) <= set(ours)
+    plain = {pid: name for pid, name in theirs.items() if name.isidentifier()}
+    assert {pid: ours[pid].name[:15] for pid in plain} == plain
+
+
 def test_guests_are_listed(guests: dict[str, XenGuest], host: XenHost) -> None:
     rows = host.python("out = [(row.name, row.kind, row.state, row.possible) for row in vmi_inside.guest.guests()]")
     assert sorted(rows) == [
-        ("Domain-0", "pv", "running", ""), ("pv", "pv", "running", "read, control"),
-        ("pvh", "pvh", "running", "read, control"),
-    ]  # fmt: skip
+        ("Domain-0", "pv", "running", ""),
+        *((name, name, "running", "read, control") for name in sorted(guests)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -408,6 +554,39 @@ def test_without_privilege(host: XenHost) -> None:
     code = "import os; os.setuid(1000); from vmi_inside.drivers.xenlib import Xen; Xen()"
     said = host.ask(f'python3 -c "{code}"', check=False)
     assert "PermissionDenied: no access to /dev/xen/privcmd" in said
+
+
+def test_a_guest_that_is_saved_while_it_is_read(guests: dict[str, XenGuest], host: XenHost) -> None:
+    said, stands = host.python(
+        """
+saver = subprocess.Popen(["xl", "save", "pvh", "/saved"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+said, stands, end = None, None, time.monotonic() + 150
+while said is None and time.monotonic() < end:
+    try:
+        assert len(pvh.processes(("pid",))) > 60
+        vmi_inside.attach("xen:pvh").close()
+    except GuestGone as error:
+        said = str(error)
+    except NoSuchDomain:
+        pass
+    except NotRunning as error:
+        stands = str(error)
+assert saver.wait() == 0
+pvh.close()
+out = said, stands
+""",
+        200,
+    )
+    assert said is not None
+    assert "is gone" in said
+    assert stands == "pvh: the domain is suspended; it is being saved or migrated"
+    assert refused(host, "vmi_inside.attach('xen:pvh')", "'pvh'")[0] == 3
+    before = host.python("out = set(pv.processes(('pid',)).pid.tolist())")
+    assert len(before) > 60  # the others are as they were
+    host.ask("xl restore /saved", 200)
+    again = host.python("pvh = vmi_inside.attach('xen:pvh', writable=True)\nout = pvh.processes()", 200)
+    assert len(again) > 60
+    assert set(again.fault.tolist()) == {""}
 
 
 def test_a_guest_that_is_destroyed_while_it_is_read(guests: dict[str, XenGuest], host: XenHost) -> None:

@@ -26,6 +26,7 @@ from vmi_inside.errors import (
     AttachError,
     ControlError,
     GuestGone,
+    NotRunning,
     UnknownKernel,
     Unsupported,
     VmiError,
@@ -34,7 +35,7 @@ from vmi_inside.errors import (
 from vmi_inside.kernel import Kernel
 from vmi_inside.memory import Holding, Paravirtual, PhysicalMemory, Releasing
 from vmi_inside.profile.cache import Cache
-from vmi_inside.profile.learn import Learned, learn
+from vmi_inside.profile.learn import Learned, begun, learn
 from vmi_inside.space import AddressSpace
 from vmi_inside.table import Table, Text, text
 from vmi_inside.tables import Reading, T, Tables
@@ -457,6 +458,11 @@ def _learned(
     try:
         with memory.hold() if isinstance(memory, Holding) else nullcontext():
             learned = learn(memory, cache=Cache(), given=given)
+            if live and not begun(memory, learned):
+                raise NotRunning(
+                    f"{name}: its kernel ({learned.profile.release}) lies in memory and has not begun to run; start "
+                    "it, or attach again when it has"
+                )
     except VmiError as error:
         if str(error).startswith(f"{name}:"):
             raise

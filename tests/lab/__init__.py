@@ -20,7 +20,7 @@ class LabError(RuntimeError):
     """The lab could not do what it was asked; the message says what failed and what to do about it."""
 
 
-_PROGRAMS: Final = ("qemu-system-x86_64", "libvirtd", "busybox", "gcc", "apt-get", "dpkg-deb", "unshare")
+_PROGRAMS: Final = ("qemu-system-x86_64", "libvirtd", "busybox", "gcc", "apt-get", "dpkg-deb", "unshare", "mkfs.ext4")
 
 
 def missing_prerequisites() -> str:

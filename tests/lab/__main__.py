@@ -1,6 +1,6 @@
 """`python -m tests.lab`: boot guests by hand, ask them, stop them.
 
-One daemon is kept between calls; what it is, stands in `.cache/lab/session`. `LAB_SESSION=NAME` in the environment
+One daemon is kept between calls; what it is, stands in `.cache/lab/sessions`. `LAB_SESSION=NAME` in the environment
 keeps another one, for somebody who wants guests of their own.
 """
 
@@ -24,7 +24,7 @@ from tests.lab.kernels import SUITES, kernel, locked
 if TYPE_CHECKING:
     from tests.lab.libvirt import Daemon
 
-_SESSION: Final = CACHE / os.environ.get("LAB_SESSION", "session")
+_SESSION: Final = CACHE / "sessions" / os.environ.get("LAB_SESSION", "usual")
 
 
 def main() -> int:

@@ -32,6 +32,7 @@ needed() {
     exists /usr/include/stdio.h || echo libc6-dev
     exists /usr/include/linux/if_tun.h || echo linux-libc-dev
     program mkfs.ext4 || echo e2fsprogs
+    program zstd || echo zstd
     exists /usr/share/keyrings/debian-archive-keyring.gpg || echo debian-archive-keyring
     python=$("${0%/*}/python.sh" 2>/dev/null) || { echo python3 && python=python3; }
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv

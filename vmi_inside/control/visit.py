@@ -68,9 +68,16 @@ class Visitor:
         if not address:
             raise ControlError("there is no function at address 0")
         with uninterrupted():
+            if not self.waits:
+                raise Unsafe(f"the vCPU has gone on by itself: this host is too slow; {function} was not called")
             self._tell(address, *(one & MASK64 for one in arguments))
             with self._change.running():
                 return self._answer(str(function), timeout)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is still there."""
+        return self._kernel.space.read_u64(self._visit.word) == self._stack
 
     def leave(self) -> None:
         """Let it go on, when the guest runs."""
@@ -111,9 +118,7 @@ def visited(change: Change, machine: Ringing, *, clean: bool) -> Iterator[Visito
     change.guard(lambda: vacate(kernel, pausing, held))
     change.apply([(visit.page, code, bytes([PADDING]) * len(code)), (entry_at, jump, nop)], code=True)
     try:
-        with change.running():
-            stack = _come(kernel, machine, visit)
-        visitor = Visitor(change, visit, stack)
+        visitor = _caught(change, machine, visit)
         try:
             yield visitor
         finally:
@@ -147,13 +152,27 @@ def _inside(kernel: Kernel, pausing: Pausing, start: int, end: int, word: int, e
     return standing(kernel, [(start, end)], registers)
 
 
-def _come(kernel: Kernel, machine: Ringing, visit: Visit) -> int:
+def _caught(change: Change, machine: Ringing, visit: Visit) -> Visitor:
+    """The vCPU that has come, and that waited still when the guest was stopped; on a slow host another one is rung for.
+
+    Raises `Unsafe` when none comes in time.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with change.running():
+            stack = _come(change.kernel, machine, visit, deadline)
+        visitor = Visitor(change, visit, stack)
+        if stack != GONE and visitor.waits:
+            return visitor
+        change.settle(visit.word, visit.empty.to_bytes(8, "little"))
+
+
+def _come(kernel: Kernel, machine: Ringing, visit: Visit, deadline: float) -> int:
     """Ring until a vCPU has come; gives where on its stack it answers."""
-    started = time.monotonic()
-    rung = started - _RING
+    rung = time.monotonic() - _RING
     while (stack := kernel.space.read_u64(visit.word)) == visit.empty:
         now = time.monotonic()
-        if now - started > PATIENCE:
+        if now > deadline:
             raise Unsafe(f"no vCPU has come to be borrowed in {PATIENCE:g} s; nothing was done")
         if now - rung >= _RING:
             machine.ring()

@@ -246,7 +246,8 @@ def open_domain(name: str, *, writable: bool = False) -> LibvmiMemory:
         _check_kind(name)
     instance = _opened(ffi, lib, kind, name, name)
     top = int(lib.vmi_get_max_physical_address(instance))
-    runs = live_runs(kind, int(lib.vmi_get_memsize(instance)), top)
+    runs = _told_by_xen(int(lib.vmi_get_vmid(instance))) if kind == "xen" else ()
+    runs = runs or live_runs(kind, int(lib.vmi_get_memsize(instance)), top)
     notices = ("LibVMI reads KVM guests through QEMU's monitor, which is slow",) if kind == "kvm" else ()
     made = WritableLibvmiMemory if writable else LibvmiMemory
     return made(instance, kind, runs, [run.start for run in runs], notices=notices)
@@ -264,10 +265,28 @@ def _check_kind(name: str) -> None:
         raise Unsupported(f"libvmi:{name}: LibVMI does not know how a Xen PV guest lays out its memory; try xen:{name}")
 
 
+def _told_by_xen(number: int) -> tuple[Run, ...]:
+    """Where the RAM of a domain is, by Xen's own library, which says what LibVMI does not; none where it cannot say."""
+    from vmi_inside.drivers.xenlib import Xen
+    from vmi_inside.drivers.xenram import ram
+
+    try:
+        xen = Xen()
+    except (AttachError, Unsupported):
+        return ()
+    try:
+        return ram(xen, number)
+    except AttachError:
+        return ()
+    finally:
+        xen.close()
+
+
 def live_runs(kind: str, size: int, top: int) -> tuple[Run, ...]:
     """Where the RAM of a domain is, by what LibVMI tells: its bytes, and the highest address.
 
-    On KVM reading elsewhere would ask devices; Xen maps nothing there, and such pages are just not readable.
+    On KVM reading elsewhere would ask devices; Xen maps nothing there, and such pages are just not readable, each after
+    a long way through LibVMI: see `_told_by_xen`.
     """
     if kind != "kvm":
         return (Run(0, top),)

@@ -1,7 +1,8 @@
 """The memory of a Xen guest, seen from dom0: frames are mapped as they are asked for, many in one call.
 
-Knows which domain is meant, where its RAM lies, and that a PVH or HVM guest's frames are its physical pages. What is
-different in a PV guest is told by `xenpv`, how frames are mapped by `xenframes`, the libraries by `xenlib`.
+Knows which domain is meant, and that a PVH or HVM guest's frames are its physical pages. What is
+different in a PV guest is told by `xenpv`, which frames there are by `xenram`, how they are mapped by `xenframes`, the
+libraries by `xenlib`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,12 @@ import numpy as np
 from vmi_inside.drivers.placement import Placement
 from vmi_inside.drivers.xenframes import MOST, Frames, pages, split
 from vmi_inside.drivers.xenlib import DYING, SHUTDOWN, Info, Xen, controls
+from vmi_inside.drivers.xenram import ram
 from vmi_inside.errors import GuestGone, NoMemory, NoSuchDomain, NotRunning, Unsupported
 from vmi_inside.memory import Run
-from vmi_inside.types import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
+from vmi_inside.types import PAGE_MASK, PAGE_SIZE, U8, U64, Mask
 
 _ALIVE: Final = 0.2  # seconds for which a domain is taken to be there, when all its frames can be mapped
-_SLOT: Final = 512  # frames: of RAM that is looked for, one in each slot first
-_TYPES: Final = 1024  # frames a call of xc_get_pfn_type_batch
-_FRAMES_LIMIT: Final = 1 << 30  # 4 TiB
-_KIND: Final = np.uint64(0xF000_0000)  # XEN_DOMCTL_PFINFO_XTAB: there is no such frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,30 +139,7 @@ class XenMemory:
             )
 
     def _find_runs(self) -> tuple[Run, ...]:
-        last = min(self.xen.last_frame(self.domain.id), _FRAMES_LIMIT)
-        slots = np.arange(0, last + 1, _SLOT, dtype=np.uint64)
-        there = self._populated(slots)
-        # Where a slot's neighbours are as it is, it is taken to be of one piece.
-        edge = np.zeros(len(slots), dtype=np.bool_)
-        edge[1:] |= there[1:] != there[:-1]
-        edge[:-1] |= there[1:] != there[:-1]
-        edge[[0, -1]] = True
-        runs: list[tuple[int, int]] = []
-        for start, is_edge, is_there in zip(slots.tolist(), edge.tolist(), there.tolist(), strict=True):
-            if is_edge:
-                frame = np.arange(start, min(start + _SLOT, last + 1), dtype=np.uint64)
-                runs += stretches(frame[self._populated(frame)])
-            elif is_there:
-                runs.append((start, start + _SLOT))
-        return joined(runs)
-
-    def _populated(self, frame: U64) -> Mask:
-        out = np.empty(len(frame), dtype=np.bool_)
-        for first in range(0, len(frame), _TYPES):
-            some = frame[first : first + _TYPES].copy()
-            self.xen.frame_types(self.domain.id, some)
-            out[first : first + _TYPES] = some & _KIND != _KIND
-        return out
+        return ram(self.xen, self.domain.id)
 
 
 class Writing(XenMemory):
@@ -233,7 +208,9 @@ def find(xen: Xen, target: str) -> Domain:
     if domain.id == 0:
         raise Unsupported(f"{target}: domain 0 is the system that this runs in; only its guests can be attached to")
     if domain.info.flags & (DYING | SHUTDOWN):
-        raise NotRunning(f"{target}: the domain is {domain.info.state}; start it again: xl create")
+        state = domain.info.state
+        hint = "it is being saved or migrated" if state == "suspended" else "start it again: xl create"
+        raise NotRunning(f"{target}: the domain is {state}; {hint}")
     return domain
 
 
@@ -254,23 +231,3 @@ def list_domains() -> list[Domain]:
 def domains(xen: Xen) -> list[Domain]:
     """All domains of this host, dom0 first."""
     return [Domain(xen.name(info.id) or f"(domain {info.id})", info) for info in xen.domains()]
-
-
-def stretches(frame: U64) -> list[tuple[int, int]]:
-    """Ascending frames as ranges: first, and the one behind the last."""
-    if not len(frame):
-        return []
-    cut = np.flatnonzero(np.diff(frame) != 1) + 1
-    starts, ends = frame[np.concatenate(([0], cut))], frame[np.concatenate((cut - 1, [len(frame) - 1]))]
-    return [(start, end + 1) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-
-
-def joined(ranges: list[tuple[int, int]]) -> tuple[Run, ...]:
-    """Ranges of frames, ascending, as runs of RAM; those that adjoin are one."""
-    out: list[list[int]] = []
-    for start, end in ranges:
-        if out and out[-1][1] == start:
-            out[-1][1] = end
-        else:
-            out.append([start, end])
-    return tuple(Run(start << PAGE_SHIFT, end - start << PAGE_SHIFT) for start, end in out)

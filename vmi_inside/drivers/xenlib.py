@@ -29,6 +29,9 @@ _SILENT: Final = 9  # XTL_CRITICAL, xentoollog.h: what fails is told by our erro
 _CANARY: Final = 0xA5
 
 DYING, HVM, SHUTDOWN, PAUSED, BLOCKED, RUNNING = (1 << bit for bit in range(6))  # XEN_DOMINF_*
+#: Above these bits of a domain that is shut down, why (SHUTDOWN_*, public/sched.h): others have crashed.
+_WHY, _WHY_MASK = 16, 0xFF
+_STATES: Final = {0: "shut off", 1: "shut off", 2: "suspended"}
 
 
 class DomainInfo(ctypes.Structure):
@@ -103,7 +106,7 @@ class Info:
         if self.flags & DYING:
             return "in shutdown"
         if self.flags & SHUTDOWN:
-            return "crashed"
+            return _STATES.get(self.flags >> _WHY & _WHY_MASK, "crashed")
         return "paused" if self.flags & PAUSED else "running"
 
 

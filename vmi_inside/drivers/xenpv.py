@@ -11,8 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from vmi_inside.drivers.xen import Domain, Writing, XenMemory, joined, stretches
+from vmi_inside.drivers.xen import Domain, Writing, XenMemory
 from vmi_inside.drivers.xenlib import Xen
+from vmi_inside.drivers.xenram import joined, stretches
 from vmi_inside.errors import NotRunning
 from vmi_inside.memory import Run
 from vmi_inside.types import PAGE_MASK, PAGE_SHIFT, U64, Mask

@@ -313,6 +313,12 @@ def _wall_clock(memory: PhysicalMemory, one: Learned) -> int:
     return seconds if seconds < _WALL_CLOCK_LIMIT else 0
 
 
+def begun(memory: PhysicalMemory, one: Learned) -> bool:
+    """Whether this kernel has run at all: a Xen guest's lies in its memory, unpacked, before it does."""
+    at = one.profile.find_symbol("system_state")  # 0 while booting (include/linux/kernel.h)
+    return at is None or _bytes(memory, at + one.delta, 4) != bytes(4) or _wall_clock(memory, one) > 0
+
+
 def _size(one: Learned) -> int:
     row = one.profile.symbols.find("_end")
     return int(one.profile.symbols.values[row]) if row is not None else 0

@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import time
 import zlib
@@ -20,6 +21,9 @@ from typing import Any, Final
 from tests.lab import LabError
 from tests.lab.guest import LabGuest, Shape
 from tests.lab.xen.image import image
+from tests.lab.xen.parts import Recipe
+
+_OUT: Final = 400 << 20  # bytes of the disk by which files are brought out
 
 BOOT_TIMEOUT: Final = 240.0
 #: Seconds that a host may live where somebody waits for it (CI); on two quiet cores its tests take four minutes.
@@ -49,6 +53,7 @@ class XenHost:
     def __init__(self, shell: LabGuest) -> None:
         self.shell = shell
         self._jobs = 0
+        self._hangs = ""  # the job that does not end: what comes after it would wait for it
         self._end = time.monotonic() + LIFETIME if os.environ.get("CI") else math.inf
 
     def ask(self, command: str, timeout: float = 120.0, *, check: bool = True) -> str:
@@ -60,22 +65,41 @@ class XenHost:
 
     def python(self, code: str, timeout: float = 120.0) -> Any:
         """What the code, run in dom0, put into `out`. Names stay from one to the next. Raises `Refused`."""
+        if self._hangs:
+            raise LabError(f"{self.shell.name}: the Python in dom0 is not back from:\n{self._hangs}")
         if not self._jobs:
             self.ask("mkdir -p /tmp/seer; setsid seer </dev/null >/tmp/seer.log 2>&1 &")
         stem = f"/tmp/seer/{self._jobs}"
         self._jobs += 1
         sent = base64.b64encode(code.encode()).decode()
         wait = f"until [ -e {stem}.out ]; do sleep 0.05; done; base64 {stem}.out"
+        self._hangs = code
         said = self.ask(f"echo {sent} | base64 -d >{stem}.part; mv {stem}.part {stem}.py; {wait}", timeout)
+        self._hangs = ""
         answer = pickle.loads(zlib.decompress(base64.b64decode(said)))
         if answer[0] != "ok":
             raise Refused(*answer[1:])
         return answer[1]
 
-    def start(self, kind: str, workload: str = "full", *, libvirt: bool = False) -> XenGuest:
-        """Start a guest, pv or pvh, of that name, by xl or by libvirt; it is ready when this returns."""
-        self.ask(f"guest {'virt' if libvirt else 'start'} {kind} {workload}", 200)
+    def report(self) -> str:
+        """What may tell why something failed: the ends of all consoles, the guests, where the Python in dom0 is."""
+        parts = [f"Xen and the host's dom0:\n{self.shell.console_tail()}"]
+        try:
+            parts.append(self.shell.ask("guest report", 30, check=False))
+        except LabError as error:
+            parts.append(str(error))
+        return "\n".join(parts)
+
+    def start(self, kind: str, workload: str = "full", *, libvirt: bool = False, vcpus: int = 1) -> XenGuest:
+        """Start a guest, pv, pvh or hvm, of that name, by xl or by libvirt; see `wait_ready`."""
+        self.ask(f"guest {'virt' if libvirt else 'start'} {kind} {workload} {vcpus}", 100)
         return XenGuest(self, kind)
+
+    def bring(self, folder: str, to: Path) -> None:
+        """Bring the files in a folder of dom0's out."""
+        self.ask(f"tar -C {folder} -cf /dev/vdb . && sync", 200)
+        with tarfile.open(self.shell.console.parent / "out") as archive:
+            archive.extractall(to, filter="data")
 
     def destroy(self) -> None:
         """Take the host down, at once."""
@@ -90,6 +114,10 @@ class XenGuest:
         self.name = name
         self.target = f"xen:{name}"
 
+    def wait_ready(self, timeout: float = 170.0) -> None:
+        """Wait until the guest has set itself up."""
+        self.ask("until test -e /run/ready; do sleep 0.2; done", timeout)
+
     def ask(self, command: str, timeout: float = 60.0, *, check: bool = True) -> str:
         """As `LabGuest.ask`, over the guest's console."""
         sent = base64.b64encode(command.encode()).decode()
@@ -100,13 +128,15 @@ class XenGuest:
         return output
 
 
-def boot(vcpus: int = 2) -> XenHost:
+def boot(recipe: Recipe = Recipe(), vcpus: int = 2) -> XenHost:  # noqa: B008 - it is frozen
     """Boot a Xen host; it is ready when its daemons run. Raises `LabError`."""
     program = shutil.which("qemu-system-x86_64")
     if program is None:
         raise LabError("no qemu-system-x86_64: install qemu-system-x86 (tests/lab/setup.sh does)")
-    made = image()
+    made = image(recipe)
     home = Path(tempfile.mkdtemp(prefix="vmi-xen-"))
+    with open(home / "out", "wb") as out:
+        out.truncate(_OUT)
     with open(home / "qemu.log", "wb") as log:
         process = subprocess.Popen(
             [
@@ -114,6 +144,7 @@ def boot(vcpus: int = 2) -> XenHost:
                 "-machine", "q35,accel=tcg", "-cpu", _CPU, "-m", "1536", "-smp", str(vcpus),
                 "-kernel", made.xen, "-append", _XEN, "-initrd", f"{made.vmlinux} {_DOM0},{made.initrd}",
                 "-drive", f"file={made.disk},format=raw,if=virtio,snapshot=on",
+                "-drive", f"file={home}/out,format=raw,if=virtio",
                 "-serial", f"file:{home}/console.log", "-device", "virtio-serial-pci",
                 "-chardev", f"socket,id=agent,path={home}/agent,server=on,wait=off",
                 "-device", "virtconsole,chardev=agent",

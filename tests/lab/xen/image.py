@@ -17,7 +17,7 @@ from typing import Final
 from tests.lab import CACHE, CHECKOUT
 from tests.lab.initramfs import busybox, cpio, initramfs, workload
 from tests.lab.kernels import locked, run
-from tests.lab.xen.parts import Parts, parts
+from tests.lab.xen.parts import Parts, Recipe, parts
 
 _HERE: Final = Path(__file__).parent
 _INSIDE: Final = _HERE / "inside"
@@ -47,20 +47,21 @@ class Image:
     disk: Path
 
 
-def image() -> Image:
+def image(recipe: Recipe) -> Image:
     """The image for the sources as they are now."""
-    made = parts()
+    made = parts(recipe)
     guest = initramfs(made.guest)
     inside = {path.name: path.read_bytes() for path in sorted(_INSIDE.iterdir()) if path.is_file()}
     content = hashlib.sha256(b"\0".join((str(made.tree).encode(), guest.name.encode(), *inside.values())))
     for path in (busybox(), workload(), Path(__file__), *_project()):
         content.update(path.read_bytes())
-    home = CACHE / "built" / f"xen-{content.hexdigest()[:16]}"
+    kind = f"xen-{recipe.xen}{'-hvm' if recipe.device_model else ''}"
+    home = CACHE / "built" / f"{kind}-{content.hexdigest()[:16]}"
     with locked(home):
         if not home.exists():
-            for old in home.parent.glob("xen-*"):  # one of them is large
+            for old in home.parent.glob(f"{kind}-" + "?" * 16):  # one of them is large
                 shutil.rmtree(old, ignore_errors=True)
-            _build(made, guest, inside, home)
+            _build(recipe, made, guest, inside, home)
     return Image(made.xen, made.vmlinux, home / "initrd.gz", home / "disk")
 
 
@@ -69,7 +70,7 @@ def _project() -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def _build(made: Parts, guest: Path, inside: dict[str, bytes], home: Path) -> None:
+def _build(recipe: Recipe, made: Parts, guest: Path, inside: dict[str, bytes], home: Path) -> None:
     with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}.") as scratch:
         work = Path(scratch)
         kept, root = work / "kept", work / "root"
@@ -86,6 +87,8 @@ def _build(made: Parts, guest: Path, inside: dict[str, bytes], home: Path) -> No
             (root / "lab" / name).write_bytes(data)
             (root / "lab" / name).chmod(0o755)
         shutil.copyfile(made.vmlinux, root / "lab/vmlinux")
+        if recipe.device_model:  # which boots no ELF files
+            shutil.copyfile(made.vmlinuz, root / "lab/vmlinuz")
         (root / "lab/initramfs").write_bytes(gzip.compress(guest.read_bytes(), 1))
         shutil.copyfile(workload(), root / "bin/workload")
         (root / "bin/workload").chmod(0o755)
