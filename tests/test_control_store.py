@@ -240,23 +240,32 @@ def test_entries_and_their_states(store: Store) -> None:
     assert told[0].detail == {"a": [1]}
 
 
+BEGIN = {"event": "begin", "kind": "", "reason": "", "user": "", "time": 0, "boot": "", "detail": {}}
+
+
 @pytest.mark.parametrize(
     "record",
     [
-        {"id": "1", "event": "begin"},
         {"id": 1, "event": "begin"},
-        {"id": 1, "event": "begin", "kind": 1, "reason": 2, "user": 3, "time": "never", "boot": 4, "detail": {}},
-        {"id": 1, "event": "begin", "kind": "", "reason": "", "user": "", "time": 0, "boot": "", "detail": 7},
+        {**BEGIN, "id": "1"},
+        {**BEGIN, "id": None},
+        {**BEGIN, "id": 1, "time": "never"},
+        {**BEGIN, "id": 1, "time": 10**400},
+        {**BEGIN, "id": 1, "detail": 7},
         {"id": 9, "event": "done"},
         {"event": []},
         {"id": 1, "event": {}},
-        {"id": 1, "event": "begin", "kind": "", "reason": "", "user": "", "time": 10**400, "boot": "", "detail": {}},
     ],
 )
 def test_records_that_make_no_sense(store: Store, record: dict[str, Any]) -> None:
+    """They are left out, and cost nothing of what stands around them."""
     store.append(record)
     assert Journal(store).entries() == []
-    assert Journal(store).begin("write", "", "boot", {}).id == 1
+    entry = Journal(store).begin("write", "", "boot", {})
+    assert entry.id == 1
+    store.append(record)
+    Journal(store).end(entry, "done")
+    assert [(one.id, one.kind, one.state) for one in Journal(store).entries()] == [(1, "write", "done")]
 
 
 def test_an_entry_is_read_as_it_was_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
