@@ -310,8 +310,10 @@ def test_what_records_make_of_an_entry(
         more = {"kind": "again", "reason": "", "user": "", "time": 0, "boot": ""} if event == "begin" else {}
         store.append({"id": entry.id, "event": event, **of_writes, **more})
     store.append({"id": entry.id + 1, "event": "done", "detail": {"x": 1}})  # of none that is there
-    (found,) = Journal(store).entries()
+    store.append({**BEGIN, "id": entry.id + 2, "kind": "later"})  # as it was written before commands and plans were
+    found, later = Journal(store).entries()
     assert (found.kind, found.state, found.detail, found.writes) == ("write", state, detail, writes)
+    assert later == Entry(entry.id + 2, "later", "", "", 0, "")
 
 
 def test_what_it_is_told_itself_an_entry_says_too(store: Store) -> None:
