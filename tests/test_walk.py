@@ -335,6 +335,14 @@ def test_nodes_that_lie_cost_only_themselves(guest: SyntheticGuest) -> None:
     assert "thing: a node stands twice in the tree" in found.faults
 
 
+@pytest.mark.parametrize("shift", [None, 64, 255])
+def test_an_xarray_whose_root_makes_no_sense(guest: SyntheticGuest, shift: int | None) -> None:
+    root = NOWHERE if shift is None else node_of(guest, shift, {0: 0x1000})
+    found = walk.xarray(guest.space, root | 2, guest.profile.struct("xa_node"), what="thing")
+    assert (len(found.address), len(found.owner)) == (0, 0)
+    assert found.faults == ("thing: a node could not be read or makes no sense",)
+
+
 def test_a_node_that_stands_twice(guest: SyntheticGuest) -> None:
     leaf = node_of(guest, 0, {1: 0x1000})
     root = node_of(guest, 6, {0: leaf | 2, 9: leaf | 2})
