@@ -334,6 +334,17 @@ def test_nodes_that_lie_cost_only_themselves(guest: SyntheticGuest) -> None:
     assert "thing: a node stands twice in the tree" in found.faults
 
 
+@pytest.mark.parametrize("depth", [walk.XARRAY_DEPTH, walk.XARRAY_DEPTH + 1])
+def test_a_chain_of_nodes_is_no_deeper_than_an_xarray(guest: SyntheticGuest, depth: int) -> None:
+    root = node_of(guest, 0, {0: 0x1000})
+    for shift in range(1, depth):
+        root = node_of(guest, shift, {0: root | 2})
+    found = walk.xarray(guest.space, root | 2, guest.profile.struct("xa_node"), what="thing")
+    deep = depth > walk.XARRAY_DEPTH
+    assert found.address.tolist() == ([] if deep else [0x1000])
+    assert found.faults == (("thing: deeper than an xarray can be",) if deep else ())
+
+
 @pytest.mark.parametrize("shift", [None, 64, 255])
 def test_an_xarray_whose_root_makes_no_sense(guest: SyntheticGuest, shift: int | None) -> None:
     root = NOWHERE if shift is None else node_of(guest, shift, {0: 0x1000})
