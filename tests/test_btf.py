@@ -125,6 +125,9 @@ def test_both_styles_of_bit_fields() -> None:
     types = Btf(blob.blob())
     assert member_of(types.struct("old"), "b") == (4, 4, 2, 3)
     assert member_of(types.struct("new"), "a") == (0, 4, 0, 5)
+    new = types.struct("new")
+    assert new is not None
+    assert new.member("a").type is types.type(unsigned)
     assert member_of(types.struct("new"), "b") == (0, 4, 5, 27)
     assert member_of(types.struct("new"), "c") == (7, 2, 6, 6)  # packed, across two units
     assert member_of(types.struct("new"), "d") == (8, 4, 0, 0)
@@ -197,6 +200,26 @@ def test_a_module_continues_its_kernel() -> None:
     assert module.struct("list_head") is kernel.struct("list_head")
     assert module.enumerator("MODULE_STATE") == 3
     assert kernel.struct("btrfs_inode") is None
+
+
+def test_a_module_whose_strings_begin_with_a_name() -> None:
+    """Its strings go on behind its kernel's: there need be no empty one. Names of its own may stand in the kernel's."""
+    base = small()
+    base.enum("shared", ("KERNEL_STATE", 1), ("OTHER_STATE", 2))
+    kernel = Btf(base.blob())
+    blob = Blob(kernel)
+    blob.strings = b""
+    blob.enum("", ("FIRST_STATE", 4))
+    words = (next(kernel_string(kernel, "OTHER_STATE")), 5)
+    blob.add(btf.ENUM, "own", 4, *words, vlen=1)
+    module = Btf(blob.blob(), kernel)
+    assert module.enumerator("FIRST_STATE") == 4
+    assert module.enumerator("OTHER_STATE") == 5  # its own before its kernel's
+    assert module.enumerator("KERNEL_STATE") == 1
+    assert module.enum("own") == {"OTHER_STATE": 5}
+    assert module.enum("shared") == kernel.enum("shared") == {"KERNEL_STATE": 1, "OTHER_STATE": 2}
+    with pytest.raises(WrongProfile, match="begin and end with NUL"):
+        Btf(blob.blob())  # of a kernel there has to be
 
 
 def kernel_string(types: Btf, name: str) -> Any:
@@ -338,8 +361,9 @@ def test_newer_kinds_that_describe_themselves_are_stepped_over() -> None:
         Btf(blob.blob())
 
 
-def test_what_was_kept_is_used_without_walking() -> None:
+def test_what_was_kept_is_used_without_walking(monkeypatch: pytest.MonkeyPatch) -> None:
     types = Btf(small().blob())
+    monkeypatch.setattr(btf, "_walk", None)
     again = Btf.from_arrays(types.arrays())
     assert member_of(again.struct("task"), "high") == (44, 4, 0, 0)
     damaged = dict(types.arrays())

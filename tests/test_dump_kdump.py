@@ -163,6 +163,33 @@ def test_flattened_truncated(tmp_path: Path) -> None:
         load(tmp_path, flatten(b"\x7fELF" + bytes(5000)))
 
 
+@pytest.mark.parametrize("hole", [17_000, 20_000])
+def test_a_record_that_is_missing_costs_its_pages_only(tmp_path: Path, hole: int) -> None:
+    content = build()
+    whole = flatten(content)
+    record = struct.pack(">qq", hole, 1000) + content[hole : hole + 1000]
+    assert record in whole
+    memory = load(tmp_path, whole.replace(record, b""))
+    left = {}
+    for row, number in enumerate(sorted(PAGES)):
+        at, size = struct.unpack_from("<QI", content, 4 * PAGE + 24 * row)
+        if at + size <= hole or at >= hole + 1000:
+            left[number] = PAGES[number]
+    assert 0 < len(left) < len(PAGES)
+    check(memory, left)
+
+
+def test_counts_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = build()
+    monkeypatch.setattr(kdump, "_MOST_RECORDS", 5)
+    check(load(tmp_path, flatten(content, 1 << 14)))
+    with pytest.raises(BadDump, match="too many records; bring it in order: makedumpfile -R NEW <"):
+        load(tmp_path, flatten(content))
+    monkeypatch.setattr(kdump, "_MOST_RUNS", 2)
+    with pytest.raises(BadDump, match="its bitmap has more than 2 runs of pages"):
+        load(tmp_path, content)
+
+
 def test_truncated(tmp_path: Path) -> None:
     content = build()
     with pytest.raises(BadDump, match="truncated"):

@@ -185,6 +185,8 @@ def test_a_circle_ends() -> None:
     assert len(found.entry) == 0
     assert found.whole.tolist() == [False, False]
     assert "stands twice" in found.faults[0]
+    alone = forest.walk(forest.root(top))
+    assert (len(alone.entry), alone.faults) == (0, ("maple tree: a node stands twice in the trees",))
 
 
 def test_limits_that_do_not_ascend_cut_the_node_there() -> None:

@@ -13,7 +13,8 @@ import pytest
 from vmi_inside.errors import WrongProfile
 from vmi_inside.profile.btf import Btf
 from vmi_inside.profile.encode import encoded
-from vmi_inside.profile.given import load
+from vmi_inside.profile.given import Given, load
+from vmi_inside.profile.symbols import Symbols
 
 VOID = {"kind": "base", "name": "void"}
 
@@ -101,6 +102,56 @@ def test_lies_are_refused(tmp_path: Path, lie: str) -> None:
     path.write_bytes(LIES[lie])
     with pytest.raises(WrongProfile):
         load(path)
+
+
+def build(size: int = 64, member: str = "pid", offset: int = 8) -> Btf:
+    """Types of a kernel whose task_struct is of that size, with a member there."""
+    fields = {member: {"offset": offset, "type": {"kind": "base", "name": "int"}}}
+    structs = {"task_struct": {"kind": "struct", "size": size, "fields": fields}}
+    return Btf(encoded({**table(), "user_types": {**table()["user_types"], **structs}}))
+
+
+def symbols(tmp_path: Path, schedule: int = 0x5000) -> Symbols:
+    path = tmp_path / "System.map"
+    path.write_text(f"ffffffff81000000 T _text\n{0xFFFFFFFF81000000 + schedule:x} T schedule\n")
+    found = load(path).symbols
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("types", "schedule", "told"),
+    [
+        (build(), 0x5000, ""),
+        (None, None, ""),
+        (build(member="another"), 0x5000, ""),  # what only one of them has tells nothing
+        (build(), 0x6000, "its symbol schedule is at _text+0x6000, the guest's at _text+0x5000"),
+        (build(72), None, "its struct task_struct has 72 bytes, the guest's 64"),
+        (build(offset=12), None, "its task_struct.pid is at 12, the guest's at 8"),
+    ],
+)
+def test_a_profile_of_another_build_is_told_from_the_guests(
+    tmp_path: Path, types: Btf | None, schedule: int | None, told: str
+) -> None:
+    mine = None if schedule is None else symbols(tmp_path, schedule)
+    given = Given("it", types, mine)
+    assert given.differs(symbols(tmp_path), build()) == told
+    if types is not None:
+        assert given.differs(symbols(tmp_path), None) == (told if "symbol" in told else "")
+
+
+def test_two_files_are_one_profile(tmp_path: Path) -> None:
+    symbols(tmp_path)
+    (tmp_path / "types").write_bytes(bytes(build().blob))
+    for files in ("System.map,{0}/types", "types,{0}/System.map"):
+        found = load(f"{tmp_path}/{files.format(tmp_path)}")
+        assert found.types is not None
+        assert found.types.struct("task_struct") is not None
+        assert found.symbols is not None
+        assert found.symbols.find("schedule") is not None
+        assert found.path == f"{tmp_path}/{files.format(tmp_path)}".replace(",", ", ")
+    with pytest.raises(WrongProfile, match="none: No such file"):
+        load(f"{tmp_path}/types,{tmp_path}/none")
 
 
 def test_names_of_a_map_need_be_no_words(tmp_path: Path) -> None:

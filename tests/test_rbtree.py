@@ -90,6 +90,7 @@ def test_no_trees_and_empty_trees() -> None:
     for roots in ((), (0,), (0, 0)):
         found = forest.walk(*roots)
         assert (len(found.address), len(found.owner), len(found.sure), found.faults) == (0, 0, 0, ())
+        assert (found.address.dtype, found.owner.dtype, found.sure.dtype) == (np.uint64, np.int64, np.bool_)
 
 
 def test_an_unreadable_node_costs_what_hangs_below_it_only() -> None:

@@ -127,6 +127,9 @@ def agree(seed: int, levels: int) -> None:
         assert not pa[~ok].any()
 
     check(*world.space.translate(va))
+    alone = [world.space.translate(va[row : row + 1]) for row in range(len(va))]  # one is not walked as many are
+    assert all(pa.shape == ok.shape == (1,) for pa, ok in alone)
+    check(np.concatenate([pa for pa, _ in alone]), np.concatenate([ok for _, ok in alone]))
     with world.space.operation():  # remembered translations say the same as fresh ones
         world.space.translate(va[:20])
         world.space.translate(world.addresses(rnd, 30))
@@ -143,6 +146,7 @@ def agree(seed: int, levels: int) -> None:
 def test_tables_of_machine_frames_say_the_same(seed: int, levels: int, few: int) -> None:
     """A paravirtual guest's addresses are translated as any other's, whichever way its tables are walked."""
     told = []
+    assert World(seed, levels).space.entry(1 << 50) == 0, "what cannot be read maps nothing"
     for paravirtual in (False, True):
         world = World(seed, levels, paravirtual)
         space, other = world.space, world.other

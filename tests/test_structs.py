@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,17 @@ def test_bit_fields(guest: SyntheticGuest) -> None:
     assert rows.unsigned("wide").tolist() == [0xAB_CDEF_0123]
 
 
+@pytest.mark.parametrize(("size", "signed"), [(1, False), (1, True), (2, True), (4, True), (4, False), (8, True)])
+@pytest.mark.parametrize("kind", ["int", "enum"])
+def test_integers_and_enums_of_all_sizes(guest: SyntheticGuest, kind: Any, size: int, signed: bool) -> None:
+    member = Member("it", 3, size, CType(kind, "it", size, signed=signed))
+    ctype = CType("struct", "holder", 16, members=lambda: {"it": member})
+    at = guest.alloc(16)
+    guest.write(at + 3, b"\xfe" + b"\xff" * (size - 1))
+    rows = Structs(guest.space, ctype, np.array([at], dtype=np.uint64)).fetch("it")
+    assert rows["it"].tolist() == [-2 if signed else (1 << 8 * size) - 2]
+
+
 def test_dtypes(guest: SyntheticGuest) -> None:
     rows = things(guest, guest.alloc(4000)).fetch("b", "c", "d", "next", "name")
     assert [rows[name].dtype.str for name in ("b", "c", "d", "next")] == ["|i1", "<u2", "<i4", "<u8"]
@@ -137,6 +149,18 @@ def test_near_members_are_one_reading_and_far_ones_not(guest: SyntheticGuest) ->
         assert guest.memory.gathers == 0, "what is there is not read again"
         rows.fetch("a", "far", "farther")
         assert guest.memory.gathers >= 2
+
+
+@pytest.mark.parametrize(
+    ("members", "readings"),
+    [(("nested.high", "low"), 1), (("low", "nested.high", "a"), 1), (("far", "low", "nested.high"), 2),
+     (("a", "far", "farther"), 3)],
+)  # fmt: skip
+def test_how_many_readings_members_take(guest: SyntheticGuest, members: tuple[str, ...], readings: int) -> None:
+    page = guest.alloc(8192) + 4095 & -4096
+    guest.memory.reset()
+    things(guest, page).fetch(*members)
+    assert guest.memory.gathers == readings
 
 
 def test_the_first_alternative_that_is_there_counts(guest: SyntheticGuest) -> None:
@@ -179,6 +203,8 @@ def test_selecting_keeps_columns_and_faults(guest: SyntheticGuest) -> None:
     some = rows.select(np.array([3, 1]))
     assert some["d"].tolist() == [0, 1]
     assert some.fault.tolist() == [True, False]
+    assert some.address.tolist() == [NOWHERE, at[1]]
+    assert (some.fetched("d"), some.fetched("e")) == (True, False)
     assert rows.select(rows["d"] > 0)["d"].tolist() == [1, 2]
     some.fault[:] = True
     assert rows.fault.tolist() == [False, False, False, True]

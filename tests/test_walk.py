@@ -33,12 +33,10 @@ def guest() -> SyntheticGuest:
 # -- chains ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.integers(0, 12), max_size=30),
-    st.sampled_from((0, 8, 40)),
-    st.sampled_from(("null", "nulls", "circular")),
-)
+@pytest.mark.parametrize("kind", ["null", "nulls", "circular"])
+@pytest.mark.parametrize("offset", [0, 40])
+@settings(max_examples=8, deadline=None)
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=30))
 def test_chains_equal_what_was_linked(lengths: list[int], offset: int, kind: str) -> None:
     guest = SyntheticGuest(scattered=True)
     heads, want = [], {}
@@ -219,8 +217,9 @@ def test_a_long_circle_is_walked_once(guest: SyntheticGuest, length: int) -> Non
 # -- lists whose nodes lie close together ------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 12), max_size=20), st.sampled_from((0, 8, 40)), st.integers(0, 1 << 32))
+@pytest.mark.parametrize("offset", [0, 40])
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(0, 12), max_size=20), seed=st.integers(0, 1 << 32))
 def test_dense_lists_equal_what_was_linked(lengths: list[int], offset: int, seed: int) -> None:
     guest = SyntheticGuest(scattered=True)
     heads, want, pages = [0], {}, set()
@@ -333,6 +332,25 @@ def test_nodes_that_lie_cost_only_themselves(guest: SyntheticGuest) -> None:
     assert dict(zip(found.owner.tolist(), found.address.tolist(), strict=True)) == {64 + 5: 0x5000}
     assert "thing: a node could not be read or makes no sense" in found.faults
     assert "thing: a node stands twice in the tree" in found.faults
+
+
+@pytest.mark.parametrize("depth", [walk.XARRAY_DEPTH, walk.XARRAY_DEPTH + 1])
+def test_a_chain_of_nodes_is_no_deeper_than_an_xarray(guest: SyntheticGuest, depth: int) -> None:
+    root = node_of(guest, 0, {0: 0x1000})
+    for shift in range(1, depth):
+        root = node_of(guest, shift, {0: root | 2})
+    found = walk.xarray(guest.space, root | 2, guest.profile.struct("xa_node"), what="thing")
+    deep = depth > walk.XARRAY_DEPTH
+    assert found.address.tolist() == ([] if deep else [0x1000])
+    assert found.faults == (("thing: deeper than an xarray can be",) if deep else ())
+
+
+@pytest.mark.parametrize("shift", [None, 64, 255])
+def test_an_xarray_whose_root_makes_no_sense(guest: SyntheticGuest, shift: int | None) -> None:
+    root = NOWHERE if shift is None else node_of(guest, shift, {0: 0x1000})
+    found = walk.xarray(guest.space, root | 2, guest.profile.struct("xa_node"), what="thing")
+    assert (len(found.address), len(found.owner)) == (0, 0)
+    assert found.faults == ("thing: a node could not be read or makes no sense",)
 
 
 def test_a_node_that_stands_twice(guest: SyntheticGuest) -> None:

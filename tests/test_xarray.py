@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.synthetic.cache import CacheGuest
 from tests.synthetic.guest import NOWHERE, SyntheticGuest
 from vmi_inside import xarray
+from vmi_inside.profile.ctypes import CType
 
 POINTER = 0xFFFF_8880_0000_0000
 ARRAYS = st.lists(
@@ -99,6 +100,36 @@ def test_nodes_that_lie_cost_only_themselves(guest: CacheGuest) -> None:
     assert set(found.faults) == {
         "thing: a node could not be read or makes no sense", "thing: a node stands twice in the trees",
     }  # fmt: skip
+
+
+def test_a_node_that_stands_twice_in_one_array(guest: CacheGuest) -> None:
+    """On different levels, too: each time with a shift that falls."""
+    leaf = node_of(guest, 0, {3: 0x3000})
+    root = node_of(guest, 12, {0: node_of(guest, 6, {1: leaf}), 5: leaf})
+    found = xarray.entries(guest.space, heads(root), guest.profile.struct("xa_node"))
+    assert found.index.tolist() == [(5 << 12) + 3]
+    assert (found.whole.tolist(), found.faults) == ([False], ("xarray: a node stands twice in the trees",))
+
+
+@pytest.mark.parametrize("depth", [xarray.DEPTH_LIMIT, xarray.DEPTH_LIMIT + 1])
+def test_a_chain_of_nodes_is_no_deeper_than_an_array(guest: CacheGuest, depth: int) -> None:
+    root = node_of(guest, 0, {0: 0x1000})
+    for shift in range(1, depth):
+        root = node_of(guest, shift, {0: root})
+    found = xarray.entries(guest.space, heads(root), guest.profile.struct("xa_node"))
+    deep = depth > xarray.DEPTH_LIMIT
+    assert found.entry.tolist() == ([] if deep else [0x1000])
+    assert found.whole.tolist() == [not deep]
+    assert found.faults == (("xarray: deeper than an xarray can be",) if deep else ())
+
+
+def test_nodes_without_marks(guest: CacheGuest) -> None:
+    known = guest.profile.struct("xa_node")
+    plain = CType(
+        "struct", "xa_node", known.size, members=lambda: {name: known.member(name) for name in ("shift", "slots")}
+    )
+    found = xarray.entries(guest.space, heads(node_of(guest, 0, {0: 0x1100, 9: 0x2200}, {0: 1})), plain)
+    assert (found.entry.tolist(), found.marks.tolist()) == ([0x1100, 0x2200], [0, 0])
 
 
 def test_a_bomb_of_nodes_ends(guest: CacheGuest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,23 +240,32 @@ def test_entries_and_their_states(store: Store) -> None:
     assert told[0].detail == {"a": [1]}
 
 
+BEGIN = {"event": "begin", "kind": "", "reason": "", "user": "", "time": 0, "boot": "", "detail": {}}
+
+
 @pytest.mark.parametrize(
     "record",
     [
-        {"id": "1", "event": "begin"},
         {"id": 1, "event": "begin"},
-        {"id": 1, "event": "begin", "kind": 1, "reason": 2, "user": 3, "time": "never", "boot": 4, "detail": {}},
-        {"id": 1, "event": "begin", "kind": "", "reason": "", "user": "", "time": 0, "boot": "", "detail": 7},
+        {**BEGIN, "id": "1"},
+        {**BEGIN, "id": None},
+        {**BEGIN, "id": 1, "time": "never"},
+        {**BEGIN, "id": 1, "time": 10**400},
+        {**BEGIN, "id": 1, "detail": 7},
         {"id": 9, "event": "done"},
         {"event": []},
         {"id": 1, "event": {}},
-        {"id": 1, "event": "begin", "kind": "", "reason": "", "user": "", "time": 10**400, "boot": "", "detail": {}},
     ],
 )
 def test_records_that_make_no_sense(store: Store, record: dict[str, Any]) -> None:
+    """They are left out, and cost nothing of what stands around them."""
     store.append(record)
     assert Journal(store).entries() == []
-    assert Journal(store).begin("write", "", "boot", {}).id == 1
+    entry = Journal(store).begin("write", "", "boot", {})
+    assert entry.id == 1
+    store.append(record)
+    Journal(store).end(entry, "done")
+    assert [(one.id, one.kind, one.state) for one in Journal(store).entries()] == [(1, "write", "done")]
 
 
 def test_an_entry_is_read_as_it_was_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +310,10 @@ def test_what_records_make_of_an_entry(
         more = {"kind": "again", "reason": "", "user": "", "time": 0, "boot": ""} if event == "begin" else {}
         store.append({"id": entry.id, "event": event, **of_writes, **more})
     store.append({"id": entry.id + 1, "event": "done", "detail": {"x": 1}})  # of none that is there
-    (found,) = Journal(store).entries()
+    store.append({**BEGIN, "id": entry.id + 2, "kind": "later"})  # as it was written before commands and plans were
+    found, later = Journal(store).entries()
     assert (found.kind, found.state, found.detail, found.writes) == ("write", state, detail, writes)
+    assert later == Entry(entry.id + 2, "later", "", "", 0, "")
 
 
 def test_what_it_is_told_itself_an_entry_says_too(store: Store) -> None:
@@ -315,6 +326,8 @@ def test_what_it_is_told_itself_an_entry_says_too(store: Store) -> None:
         lambda: journal.taken_back(entry), lambda: journal.end(entry, "put back"),
     ]  # fmt: skip
     for number, step in enumerate(steps):
+        if number == len(steps) - 1:
+            entry.detail = {"step": 2}
         step()
         found = Journal(store).entries()[0]
         assert (found.state, found.writes) == (entry.state, entry.writes)
