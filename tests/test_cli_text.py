@@ -98,6 +98,14 @@ def test_grid_aligns_by_what_is_seen() -> None:
     assert list(grid.lines()) == ["  N  NAME  X", "  1  測試  end", "100  abc   e"]
 
 
+def test_one_endless_text_does_not_widen_all_rows() -> None:
+    """As a process of a guest can have 65,536 groups, whose list is 400 KB: beside 10,000 others, of 4 GB of spaces."""
+    endless = "測" * 100_000
+    lines = list(Grid(["A", "B"], [[endless, *["x"] * 1000], ["1"] * 1001], [False, False]).lines())
+    assert lines[1] == f"{endless}  1"
+    assert {len(line) for line in lines[2:]} == {515}
+
+
 @given(
     st.lists(st.tuples(st.integers(), st.text("ab測", max_size=60), st.text("xy試", max_size=60))), st.integers(10, 120)
 )

@@ -98,6 +98,16 @@ def test_a_journal_is_read_on_from_where_it_was(store: Store) -> None:
     assert [(entry.id, entry.state) for entry in mine.entries()] == [(first.id, "open")]
 
 
+def test_a_journal_of_many_pieces_is_read_to_its_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a new change takes the number of one that was not read, and cannot be taken back."""
+    monkeypatch.setattr("vmi_inside.control.store._PIECE", 512)
+    for number in range(40):
+        assert Journal(store).begin("write", f"change {number}", "boot", {}).id == number + 1
+    with open(store.path("journal"), "ab") as file:
+        file.write(b'{"id":40,"event":"do')
+    assert [entry.id for entry in Journal(store).entries()] == list(range(1, 41))
+
+
 def test_what_is_planned_is_written_by_its_number(store: Store) -> None:
     one, moved = Write(0x1000, b"ab", b"cd"), Write(0x2000, b"12", b"34", code=True)
     journal = Journal(store)

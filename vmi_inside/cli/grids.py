@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _GAP = "  "
 _NARROW = 20  # texts are not cut below this; then the line is, at its end, as ps does
+#: Other rows are not filled up with spaces beyond this: one text of a guest may be as long as it likes.
+_WIDEST = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +33,21 @@ class Grid:
     has_headers: bool = True
 
     def lines(self, limit: int | None = None) -> Iterator[str]:
-        """The lines, aligned by spaces, the header first; with texts cut so that they fit into `limit` columns."""
+        """The lines, aligned by spaces, the header first; with texts cut so that they fit into `limit` columns.
+
+        Without a limit nothing is cut; what is too long to be aligned by stands out of its column.
+        """
         every = [
             (header, *cells) if self.has_headers else tuple(cells)
             for header, cells in zip(self.headers, self.columns, strict=True)
         ]
         natural = [max(map(width, cells), default=0) for cells in every]
-        wide = natural if limit is None else _fitted(natural, self.right, limit)
+        wide = [min(need, _WIDEST) for need in natural] if limit is None else _fitted(natural, self.right, limit)
         # The last text column ends the line, and needs no spaces behind it.
         padded = [
             cells
             if at == len(every) - 1 and not right and need <= room
-            else [_pad(cell, room, right) for cell in cells]
+            else [_pad(cell, room, right, cut=limit is not None) for cell in cells]
             for at, (cells, right, need, room) in enumerate(zip(every, self.right, natural, wide, strict=True))
         ]
         lines = (_GAP.join(cells).rstrip(" ") for cells in zip(*padded, strict=True))
@@ -70,10 +75,12 @@ def show(grid: Grid, wide: bool) -> None:
     console.print(grid, soft_wrap=wide)
 
 
-def _pad(cell: str, room: int, right: bool) -> str:
+def _pad(cell: str, room: int, right: bool, *, cut: bool) -> str:
     if cell.isascii() and len(cell) <= room:
         return cell.rjust(room) if right else cell.ljust(room)
     need = width(cell)
+    if need > room and not cut:
+        return cell
     if need > room:
         cell, need = _cut(cell, room)
     spaces = " " * (room - need)

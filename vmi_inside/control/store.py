@@ -23,7 +23,8 @@ from vmi_inside.errors import Busy, ControlError
 #: Seconds for which another controller's lock is waited for.
 PATIENCE: Final = 5.0
 _POLL: Final = 0.02
-_SIZE_LIMIT: Final = 64 << 20
+#: Bytes of a journal that are read at a time; no line is longer.
+_PIECE: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +63,23 @@ class Store:
             fd = self._open("journal", os.O_RDONLY)
         except FileNotFoundError:
             return [], Seen()
+        found = []
         with open(fd, "rb") as file:
             status = os.fstat(fd)
             is_it = (status.st_dev, status.st_ino) == seen.file and seen.size <= status.st_size
-            file.seek(seen.size if is_it else 0)
-            raw = file.read(_SIZE_LIMIT)
-        found = []
-        for line in raw.split(b"\n")[:-1]:
-            with suppress(ValueError, RecursionError):
-                record = json.loads(line)
-                if isinstance(record, dict):
-                    found.append(record)
-        whole = raw.rfind(b"\n") + 1
-        return found, Seen((status.st_dev, status.st_ino), (seen.size if is_it else 0) + whole, is_it)
+            end = seen.size if is_it else 0
+            while True:
+                file.seek(end)
+                *lines, _ = file.read(_PIECE).split(b"\n")
+                if not lines:
+                    break
+                end += sum(len(line) + 1 for line in lines)
+                for line in lines:
+                    with suppress(ValueError, RecursionError):
+                        record = json.loads(line)
+                        if isinstance(record, dict):
+                            found.append(record)
+        return found, Seen((status.st_dev, status.st_ino), end, is_it)
 
     def append(self, record: dict[str, Any], *, sync: bool = True) -> None:
         """Add a record to the journal; it is on the disk when this returns, unless not `sync`.
