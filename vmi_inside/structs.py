@@ -55,7 +55,9 @@ class Structs:
         A member is a path, or a tuple of alternatives of which the first that the type has is read; the column goes
         by the first alternative's name. Raises `NoMember` before anything is read.
         """
-        wanted = tuple(names for names in members if _first(names) not in self._columns)
+        wanted = members
+        if self._columns:
+            wanted = tuple(names for names in members if _first(names) not in self._columns)
         if not wanted:
             return self
         spans = _planned(self.type, wanted)
