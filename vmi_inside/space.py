@@ -435,11 +435,16 @@ class AddressSpace:
 
         The integer twin of `translate`, over the same paging data; a property test holds the two equal.
         """
+        return self._place(va & MASK64)[0]
+
+    def _place(self, va: int) -> tuple[int, int]:
+        """As `translate_one`, and how many bytes of its page there are from the address on. Raises `PageFault`."""
         if self._depth:
-            shift, _ = self._walk_one(va & MASK64)
+            shift, size = self._walk_one(va)
             if not shift & 1:
-                return (va + shift) & MASK64
-        return self._leaf(va & MASK64)[0]
+                return (va + shift) & MASK64, size - (va & (size - 1))
+        pa, below, _ = self._leaf(va)
+        return pa, (1 << below) - (va & ~(-1 << below))
 
     def _leaf(self, va: int) -> tuple[int, int, int]:
         """Physical address, how many address bits the page has, and the table with its entry. Raises `PageFault`."""
@@ -468,12 +473,13 @@ class AddressSpace:
 
     def read(self, va: int, size: int) -> bytes:
         """`size` bytes at `va`, whole or not at all. Raises `PageFault` or `NoMemory`."""
-        if 0 < size <= PAGE_SIZE - (va & PAGE_MASK):
-            pa = self.translate_one(va)
-            part = self.memory.read(pa, size)
-            if part is None:
-                raise NoMemory(pa, size)
-            return bytes(part)
+        if size > 0:
+            pa, room = self._place(va & MASK64)
+            if size <= room:
+                part = self.memory.read(pa, size)
+                if part is None:
+                    raise NoMemory(pa, size)
+                return bytes(part)
         parts: list[bytes | memoryview] = []
         for pa, step in self._extents(va, size):
             part = self.memory.read(pa, step)
