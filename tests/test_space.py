@@ -263,6 +263,28 @@ def test_rows_that_cross_pages_of_one_range_are_one_reading() -> None:
         assert rows[0].tolist() == list(range(16))
 
 
+def test_small_gaps_in_a_range_are_looked_into_once() -> None:
+    # The direct map is of large pages, but for some parts that are split into small ones.
+    ram, size = Ram(), SIZES[2]
+    tables, base = PageTables(ram), 0xFFFF_8880_0000_0000
+    for part in (0, 2, 4):
+        tables.map(base + part * size, part * size, 2)
+    for part in (1, 3):
+        for page in range(512):
+            tables.map(base + part * size + page * 4096, part * size + page * 4096)
+    memory = CountingMemory(ram.memory)
+    space = AddressSpace(memory, BY_LEVELS[4], tables.root)
+    ends = np.array([base, base + 2 * size, base + 4 * size], dtype=np.uint64)
+    within = np.arange(base, base + 5 * size, 4096 * 77, dtype=np.uint64)
+    for asked, most in ((ends, 10), (ends, 1 + 2 * 4), (within, 1), (within, 1)):
+        memory.reset()
+        with space.operation():
+            pa, ok = space.translate(asked)
+        assert ok.all()
+        assert np.array_equal(pa, asked - np.uint64(base))
+        assert memory.gathers + memory.reads <= most
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1 << 32), st.lists(st.integers(0, 9000), min_size=1, max_size=8))
 def test_ragged_equals_reading_one_by_one(seed: int, sizes: list[int]) -> None:

@@ -23,6 +23,7 @@ from vmi_inside.memory import Holding, Paravirtual, PhysicalMemory
 from vmi_inside.types import MASK64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
 _KEPT_LIMIT = 256  # page tables that are read again to see whether they changed; of more nothing is kept
+_BRIDGES = 16  # small gaps in the direct map that one operation looks into
 _CACHE_LIMIT = 1 << 16  # translations that one operation may remember, and those of one batch more
 _LARGE_SHIFT = 21  # kernels map most of themselves in pages of 2 MiB or more
 _MANY = 64  # addresses in a batch, from which on it pays to look at one in each large page first
@@ -115,6 +116,7 @@ class AddressSpace:
         self._tables = [_Known() for _ in paging.splits]  # by level
         self._pages: dict[int, U64] = {}
         self._kept = (np.empty(0, dtype=np.uint64), np.empty((0, 0), dtype=np.uint64))  # the same, as one array
+        self._bridged = 0  # how many tables there were when gaps were looked into
         self._levels = np.array([0, *(paging.shift(level + 1) for level in range(paging.levels))], dtype=np.uint64)
         self._masks = np.array([0, *((1 << bits) - 1 for bits in reversed(paging.splits))], dtype=np.uint64)
         self._large = np.array([level in paging.large for level in range(paging.levels + 1)])
@@ -173,6 +175,20 @@ class AddressSpace:
             self._kept = np.array(list(self._pages), dtype=np.uint64), np.array(list(self._pages.values()))
             self._mappings.join()
 
+    def _bridge(self) -> None:
+        """Read the tables of small gaps in a range: the parts of the direct map that are split into small pages.
+
+        With these it is one range, in which `straight` has the least to do.
+        """
+        known = self._mappings
+        ends = known.start + known.size
+        gap = (known.number[1:] == known.number[:-1]) & (known.start[1:] - ends[:-1] <= 1 << _LARGE_SHIFT)
+        gap &= (known.number[1:] & _UNMAPPED == 0) & (known.size[:-1] >= 1 << _LARGE_SHIFT)
+        for va in ends[:-1][gap][:_BRIDGES].tolist():
+            self._walk_one(va)
+        self._bridged = len(self._pages)
+        known.join()
+
     def _verify(self) -> None:
         """Forget all translations, unless each page table that they came from is as it was."""
         at, before = self._kept
@@ -182,11 +198,14 @@ class AddressSpace:
         now, ok = self.tables(at)
         if not (ok.all() and np.array_equal(now, before)):
             self._forget()
+        elif self._bridged < len(self._pages) < _KEPT_LIMIT // 2:
+            self._bridge()
 
     def _forget(self) -> None:
         self._mappings = _Known()
         self._tables = [_Known() for _ in self._tables]
         self._pages = {}
+        self._bridged = 0
         self._kept = self._kept[0][:0], self._kept[1][:0]
 
     # -- batches ----------------------------------------------------------------------------------------------------
@@ -416,11 +435,16 @@ class AddressSpace:
 
         The integer twin of `translate`, over the same paging data; a property test holds the two equal.
         """
+        return self._place(va & MASK64)[0]
+
+    def _place(self, va: int) -> tuple[int, int]:
+        """As `translate_one`, and how many bytes of its page there are from the address on. Raises `PageFault`."""
         if self._depth:
-            shift, _ = self._walk_one(va & MASK64)
+            shift, size = self._walk_one(va)
             if not shift & 1:
-                return (va + shift) & MASK64
-        return self._leaf(va & MASK64)[0]
+                return (va + shift) & MASK64, size - (va & (size - 1))
+        pa, below, _ = self._leaf(va)
+        return pa, (1 << below) - (va & ~(-1 << below))
 
     def _leaf(self, va: int) -> tuple[int, int, int]:
         """Physical address, how many address bits the page has, and the table with its entry. Raises `PageFault`."""
@@ -449,12 +473,13 @@ class AddressSpace:
 
     def read(self, va: int, size: int) -> bytes:
         """`size` bytes at `va`, whole or not at all. Raises `PageFault` or `NoMemory`."""
-        if 0 < size <= PAGE_SIZE - (va & PAGE_MASK):
-            pa = self.translate_one(va)
-            part = self.memory.read(pa, size)
-            if part is None:
-                raise NoMemory(pa, size)
-            return bytes(part)
+        if size > 0:
+            pa, room = self._place(va & MASK64)
+            if size <= room:
+                part = self.memory.read(pa, size)
+                if part is None:
+                    raise NoMemory(pa, size)
+                return bytes(part)
         parts: list[bytes | memoryview] = []
         for pa, step in self._extents(va, size):
             part = self.memory.read(pa, step)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +55,9 @@ class Structs:
         A member is a path, or a tuple of alternatives of which the first that the type has is read; the column goes
         by the first alternative's name. Raises `NoMember` before anything is read.
         """
-        wanted = tuple(names for names in members if _first(names) not in self._columns)
+        wanted = members
+        if self._columns:
+            wanted = tuple(names for names in members if _first(names) not in self._columns)
         if not wanted:
             return self
         spans = _planned(self.type, wanted)
@@ -163,10 +164,13 @@ class _Span:
     members: tuple[tuple[str, Member], ...]
 
 
-@lru_cache(maxsize=1024)  # tables ask for the same members of the same types again and again
 def _planned(ctype: CType, wanted: tuple[Names, ...]) -> tuple[_Span, ...]:
     """What to read of a type for these members. Raises `NoMember`."""
-    return tuple(_plan({_first(names): ctype.member(*_all(names)) for names in wanted}))
+    made: tuple[_Span, ...] | None = ctype.plans.get(wanted)
+    if made is None:
+        made = tuple(_plan({_first(names): ctype.member(*_all(names)) for names in wanted}))
+        ctype.plans[wanted] = made
+    return made
 
 
 def _plan(wanted: dict[str, Member]) -> Iterable[_Span]:

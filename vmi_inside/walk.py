@@ -136,7 +136,9 @@ def serial(
     except MemoryFault as error:
         faults = (f"{what}: {error}",)
     found = np.array(nodes, dtype=np.uint64)
-    if not faults and _WORTH <= len(found) <= _KEPT_NODES and len(space.lists) < _KEPT_LISTS:
+    if not faults and _WORTH <= len(found) <= _KEPT_NODES:
+        if len(space.lists) >= _KEPT_LISTS:
+            space.lists.clear()
         space.lists[head, next_offset] = found
     return Walk(found, np.zeros(len(found), dtype=np.int64), faults)
 

@@ -82,7 +82,7 @@ class ProcessMemory:
     """`PhysicalMemory` over `blocks` of a process: pairs of a `Run` and the address of its first byte in there.
 
     Does not close `process`. Raises `PermissionDenied` at once when the process may not be read, `GuestGone` when it
-    has ended. About 1.4 µs a row, whatever the width.
+    has ended. About 8 µs a call, and 0.2 µs a row, of whole pages 0.7 µs.
     """
 
     #: See `Flat`.

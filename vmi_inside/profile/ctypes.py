@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from vmi_inside.errors import NoMember
 
@@ -41,8 +41,8 @@ class CType:
     `name` is the type's own, empty for pointers, arrays and anonymous types.
     """
 
-    __slots__ = ("_found", "_load_members", "_load_target", "_members", "_target", "count", "kind", "name", "signed",
-                 "size")  # fmt: skip
+    __slots__ = ("_found", "_load_members", "_load_target", "_members", "_target", "count", "kind", "name", "plans",
+                 "signed", "size")  # fmt: skip
 
     def __init__(
         self,
@@ -65,6 +65,8 @@ class CType:
         self._target: CType | None = None
         self._members: Mapping[str, Member] | None = None
         self._found: dict[str, Member | None] = {}
+        #: How `structs` reads sets of members: tables ask for the same ones again and again.
+        self.plans: dict[tuple[object, ...], Any] = {}
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name or '(anonymous)'}, {self.size} bytes>"
