@@ -310,7 +310,7 @@ def refused(host: XenHost, code: str, target: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("kind", ["pvh", "pv"])
 def test_a_guest_that_has_not_begun(guests: dict[str, XenGuest], host: XenHost, kind: str) -> None:
-    changes = f"s/^name=.*/name='new'/; s/^type=.*/type='{kind}'/; s/^memory=.*/memory=64/"
+    changes = f"s/^name=.*/name='new'/; s/^type=.*/type='{kind}'/; s/^memory=.*/memory=128/"
     host.ask(f'sed "{changes}" /tmp/pvh.cfg >/tmp/new.cfg; xl create -p /tmp/new.cfg')
     try:  # its kernel lies in memory already
         code, said = refused(host, "vmi_inside.attach('xen:new')", "new: ")
@@ -320,9 +320,9 @@ def test_a_guest_that_has_not_begun(guests: dict[str, XenGuest], host: XenHost, 
     assert ("has not begun to run" if kind == "pvh" else "still booting") in said
 
 
-def halting() -> bytes:
-    """An ELF file that a PVH guest is started with, and that does nothing: as a boot loader that waits."""
-    entry, code = 0x10_0000, b"\xfa\xf4\xeb\xfd"  # cli; hlt; jmp to it
+def waiting() -> bytes:
+    """An ELF file that a PVH guest is started with, and that waits for good, as a boot loader may."""
+    entry, code = 0x10_0000, b"\xf3\x90\xeb\xfc"  # pause, and again: one that halts for good is ended by Xen
     note = struct.pack("<III4sI", 4, 4, 18, b"Xen", entry)  # XEN_ELFNOTE_PHYS32_ENTRY (public/elfnote.h)
     at = 64 + 2 * 56
     header = struct.pack(
@@ -334,18 +334,16 @@ def halting() -> bytes:
 
 
 def test_a_guest_without_a_kernel(host: XenHost) -> None:
-    elf = base64.b64encode(halting()).decode()
-    host.ask(
-        f"echo {elf} | base64 -d >/tmp/still; xl create /dev/null name=\\'still\\' type=\\'pvh\\' memory=16"
-        " kernel=\\'/tmp/still\\'"
-    )
+    elf = base64.b64encode(waiting()).decode()
+    config = "name='still'\ntype='pvh'\nmemory=32\nkernel='/tmp/still'"
+    host.ask(f'echo {elf} | base64 -d >/tmp/still; echo "{config}" >/tmp/still.cfg; xl create /tmp/still.cfg')
     try:
         assert "still" in host.ask("xl list")
         code, said = refused(host, "vmi_inside.attach('xen:still')", "still: ")
     finally:
         host.ask("xl destroy still")
     assert code == 6
-    assert "no Linux kernel found" in said
+    assert "no Linux kernel in" in said
 
 
 @pytest.fixture(scope="module")
@@ -564,13 +562,13 @@ said, stands, end = None, None, time.monotonic() + 150
 while said is None and time.monotonic() < end:
     try:
         assert len(pvh.processes(("pid",))) > 60
-        vmi_inside.attach("xen:pvh").close()
+        if stands is None:
+            vmi_inside.attach("xen:pvh").close()
     except GuestGone as error:
         said = str(error)
-    except NoSuchDomain:
-        pass
     except NotRunning as error:
         stands = str(error)
+    time.sleep(0.5)  # dom0 has one processor
 assert saver.wait() == 0
 pvh.close()
 out = said, stands
@@ -581,10 +579,12 @@ out = said, stands
     assert "is gone" in said
     assert stands == "pvh: the domain is suspended; it is being saved or migrated"
     assert refused(host, "vmi_inside.attach('xen:pvh')", "'pvh'")[0] == 3
-    before = host.python("out = set(pv.processes(('pid',)).pid.tolist())")
-    assert len(before) > 60  # the others are as they were
-    host.ask("xl restore /saved", 200)
-    again = host.python("pvh = vmi_inside.attach('xen:pvh', writable=True)\nout = pvh.processes()", 200)
+
+
+@long
+def test_a_guest_that_was_saved_goes_on(guests: dict[str, XenGuest], host: XenHost) -> None:
+    host.ask("xl restore /saved", 300)
+    again = host.python("with vmi_inside.attach('xen:pvh') as pvh:\n    out = pvh.processes()", 200)
     assert len(again) > 60
     assert set(again.fault.tolist()) == {""}
 
@@ -593,18 +593,18 @@ def test_a_guest_that_is_destroyed_while_it_is_read(guests: dict[str, XenGuest],
     said = host.python(
         """
 import subprocess
-ender = subprocess.Popen("sleep 2; xl destroy pvh", shell=True)
+ender = subprocess.Popen("sleep 2; xl destroy pv", shell=True)
 started, out = time.monotonic(), None
 while time.monotonic() - started < 60 and out is None:
     try:
-        pvh.processes()
+        pv.processes()
     except GuestGone as error:
         out = str(error)
 ender.wait()
-pvh.close()
+pv.close()
 """,
         200,
     )
     assert said is not None
     assert "is gone" in said
-    assert "pvh" not in host.ask("xl list")
+    assert "pv " not in host.ask("xl list")

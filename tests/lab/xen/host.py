@@ -85,14 +85,14 @@ class XenHost:
         """What may tell why something failed: the ends of all consoles, the guests, where the Python in dom0 is."""
         parts = [f"Xen and the host's dom0:\n{self.shell.console_tail()}"]
         try:
-            parts.append(self.shell.ask("guest report", 30, check=False))
+            parts.append(self.shell.ask("guests.py", 30, check=False))
         except LabError as error:
             parts.append(str(error))
         return "\n".join(parts)
 
     def start(self, kind: str, workload: str = "full", *, libvirt: bool = False, vcpus: int = 1) -> XenGuest:
         """Start a guest, pv, pvh or hvm, of that name, by xl or by libvirt; see `wait_ready`."""
-        self.ask(f"guest {'virt' if libvirt else 'start'} {kind} {workload} {vcpus}", 100)
+        self.python(f"lab.{'virt' if libvirt else 'start'}({kind!r}, {workload!r}, {vcpus})", 100)
         return XenGuest(self, kind)
 
     def bring(self, folder: str, to: Path) -> None:
@@ -116,16 +116,23 @@ class XenGuest:
 
     def wait_ready(self, timeout: float = 170.0) -> None:
         """Wait until the guest has set itself up."""
-        self.ask("until test -e /run/ready; do sleep 0.2; done", timeout)
+        self._ask("until test -e /run/ready; do sleep 0.2; done", timeout, again=True)
 
     def ask(self, command: str, timeout: float = 60.0, *, check: bool = True) -> str:
         """As `LabGuest.ask`, over the guest's console."""
-        sent = base64.b64encode(command.encode()).decode()
-        said = self.host.ask(f"guest ask {self.name} {sent} {timeout:.0f}; echo \\#$?", timeout + 30)
-        output, _, status = said.rpartition("#")
-        if check and int(status):
-            raise LabError(f"{self.name}: {command!r} exited with {status}:\n{output}")
-        return output
+        status, output = self._ask(command, timeout)
+        text = output.decode(errors="surrogateescape")
+        if check and status:
+            raise LabError(f"{self.name}: {command!r} exited with {status}:\n{text}")
+        return text
+
+    def _ask(self, command: str, timeout: float, *, again: bool = False) -> tuple[int, bytes]:
+        code = f"out = lab.ask({self.name!r}, {command!r}, {timeout}, again={again})"
+        try:
+            answer: tuple[int, bytes] = self.host.python(code, timeout + 30)
+        except Refused as error:
+            raise LabError(error.said) from None
+        return answer
 
 
 def boot(recipe: Recipe = Recipe(), vcpus: int = 2) -> XenHost:  # noqa: B008 - it is frozen

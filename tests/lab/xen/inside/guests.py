@@ -1,8 +1,9 @@
 #!/usr/bin/python3 -IS
-"""Guests of this host: `guest start KIND` (pv, pvh or hvm), `guest virt KIND` through libvirt, `guest ask KIND COMMAND`
-(in base64), the answer on stdout; `guest report` tells what may have gone wrong."""
+"""Guests of this host, for the seer: `start` and `virt` one (by xl, by libvirt), `ask` its shell over its console.
 
-import base64
+Run by itself, it tells what may have gone wrong.
+"""
+
 import glob
 import os
 import secrets
@@ -14,6 +15,7 @@ import time
 import tty
 
 STX = b"\x02"
+CONSOLES: dict[str, int] = {}  # open files, by the guest's name
 
 
 MEMORY = 160  # MiB
@@ -26,7 +28,7 @@ MORE = {  # what a configuration of each kind has beside what all have
 COMMAND_LINE = "console=hvc0 pci=noearly loglevel=4 panic=-1 cryptomgr.notests lab_agent=/dev/hvc0 lab_workload="
 
 
-def start(kind: str, workload: str, vcpus: str) -> None:
+def start(kind: str, workload: str, vcpus: int) -> None:
     with open(f"/tmp/{kind}.cfg", "w") as config:
         config.write(
             f"name='{kind}'\ntype='{kind}'\nkernel='/lab/vmlin{'uz' if kind == 'hvm' else 'ux'}'\n"
@@ -35,13 +37,14 @@ def start(kind: str, workload: str, vcpus: str) -> None:
         )
     done = subprocess.run(["xl", "create", f"/tmp/{kind}.cfg"], capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"xl create: {done.stdout}{done.stderr}")
+        raise RuntimeError(f"xl create: {done.stdout}{done.stderr}")
 
 
-def virt(kind: str, workload: str, vcpus: str) -> None:
+def virt(kind: str, workload: str, vcpus: int) -> None:
     machine, named = {"pv": ("xenpv", "linux"), "pvh": ("xenpvh", "xenpvh")}[kind]
     subprocess.run(["/lab/virt"], check=True)
-    sys.path.append("/usr/lib/python3/dist-packages")
+    if "/usr/lib/python3/dist-packages" not in sys.path:
+        sys.path.append("/usr/lib/python3/dist-packages")
     import libvirt
 
     libvirt.open("xen:///system").createXML(
@@ -65,19 +68,30 @@ def console(kind: str) -> int:
             tty.setraw(fd)
             return fd
         time.sleep(0.1)
-    sys.exit("no console")
+    raise RuntimeError(f"{kind} has no console")
 
 
-def ask(kind: str, command: str, seconds: int = 60) -> tuple[int, bytes]:
-    """The exit status and output. The kernel and its init print to the same console: what is not an answer is told."""
-    fd = console(kind)
+def ask(kind: str, command: str, seconds: float, *, again: bool = False) -> tuple[int, bytes]:
+    """The exit status and output. The kernel and its init print to the same console: what is not an answer is told.
+
+    With `again` it is asked more than once, as somebody must be who may not be there yet.
+    """
+    if kind not in CONSOLES:
+        CONSOLES[kind] = console(kind)
+    try:
+        return exchange(CONSOLES[kind], kind, command.encode(), seconds, again)
+    except OSError as error:
+        os.close(CONSOLES.pop(kind))
+        raise RuntimeError(f"{kind}: its console has ended: {error}") from error
+
+
+def exchange(fd: int, kind: str, command: bytes, seconds: float, again: bool) -> tuple[int, bytes]:
     token = secrets.token_hex(16).encode()
-    data = command.encode()
-    request = STX + b"%s %d %d\n" % (token, seconds, len(data)) + data
+    request = STX + b"%s %d %d\n" % (token, seconds, len(command)) + command
     wanted, received = STX + token + b" ", bytearray()
     deadline, sent = time.monotonic() + seconds, 0.0
     while time.monotonic() < deadline:
-        if wanted not in received and time.monotonic() - sent > 15:  # the agent may not have been there yet
+        if not sent or (again and wanted not in received and time.monotonic() - sent > 10):
             os.write(fd, request)
             sent = time.monotonic()
         if not select.select([fd], [], [], 1)[0]:
@@ -88,11 +102,12 @@ def ask(kind: str, command: str, seconds: int = 60) -> tuple[int, bytes]:
             header, newline, body = bytes(received[at + len(wanted) :]).partition(b"\n")
             if newline and len(body) >= int(header.split()[1]):
                 return int(header.split()[0]), body[: int(header.split()[1])]
-    sys.exit(f"{kind}: no answer to {command!r}; its console said:\n{received[-3000:].decode(errors='replace')}")
+    told = received[-3000:].decode(errors="replace")
+    raise RuntimeError(f"{kind}: no answer to {command!r}; its console said:\n{told}")
 
 
 def report() -> None:
-    """The guests that there are, the ends of logs: what guests and the hypervisor said, and libxl; where the seer is."""
+    """Print which guests there are, where the seer is, and the ends of logs: of guests, the hypervisor and libxl."""
     for name in glob.glob("/proc/[0-9]*/cmdline"):
         with open(name, "rb") as line:
             if b"/lab/seer" in line.read().split(b"\0"):
@@ -106,9 +121,4 @@ def report() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("start", "virt", "report"):
-        {"start": start, "virt": virt, "report": report}[sys.argv[1]](*sys.argv[2:])
-    else:
-        status, output = ask(sys.argv[2], base64.b64decode(sys.argv[3]).decode(), int(sys.argv[4]) if len(sys.argv) > 4 else 60)
-        sys.stdout.buffer.write(output)
-        sys.exit(status)
+    report()
