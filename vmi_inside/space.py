@@ -29,6 +29,7 @@ _LARGE_SHIFT = 21  # kernels map most of themselves in pages of 2 MiB or more
 _MANY = 64  # addresses in a batch, from which on it pays to look at one in each large page first
 _FEW_RANGES = 6  # ranges that a batch lies in, so many or fewer, are told apart by a comparison with each
 _FEW = 48  # addresses that are walked one by one, rather than side by side
+_Leaf = tuple[int, int, int]  # see `AddressSpace._leaf`
 _UNMAPPED = np.uint64(1)  # physical and virtual addresses differ by whole pages: this bit is free
 
 
@@ -437,16 +438,17 @@ class AddressSpace:
         """
         return self._place(va & MASK64)[0]
 
-    def _place(self, va: int) -> tuple[int, int]:
-        """As `translate_one`, and how many bytes of its page there are from the address on. Raises `PageFault`."""
+    def _place(self, va: int) -> tuple[int, int, _Leaf | None]:
+        """As `translate_one`, and how many bytes of its page there are from the address on; what was found for that,
+        if it was not remembered. Raises `PageFault`."""
         if self._depth:
             shift, size = self._walk_one(va)
             if not shift & 1:
-                return (va + shift) & MASK64, size - (va & (size - 1))
-        pa, below, _ = self._leaf(va)
-        return pa, (1 << below) - (va & ~(-1 << below))
+                return (va + shift) & MASK64, size - (va & (size - 1)), None
+        leaf = pa, below, _ = self._leaf(va)
+        return pa, (1 << below) - (va & ~(-1 << below)), leaf
 
-    def _leaf(self, va: int) -> tuple[int, int, int]:
+    def _leaf(self, va: int) -> _Leaf:
         """Physical address, how many address bits the page has, and the table with its entry. Raises `PageFault`."""
         paging, read = self.paging, self.memory.read
         if va >> (paging.canonical - 1) not in self._signs:
@@ -473,26 +475,29 @@ class AddressSpace:
 
     def read(self, va: int, size: int) -> bytes:
         """`size` bytes at `va`, whole or not at all. Raises `PageFault` or `NoMemory`."""
+        leaf = None
         if size > 0:
-            pa, room = self._place(va & MASK64)
+            pa, room, leaf = self._place(va & MASK64)
             if size <= room:
                 part = self.memory.read(pa, size)
                 if part is None:
                     raise NoMemory(pa, size)
                 return bytes(part)
         parts: list[bytes | memoryview] = []
-        for pa, step in self._extents(va, size):
+        for pa, step in self._extents(va, size, leaf):
             part = self.memory.read(pa, step)
             if part is None:
                 raise NoMemory(pa, step)
             parts.append(part)
         return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
-    def _extents(self, va: int, size: int) -> Iterator[tuple[int, int]]:
-        """What a virtual range is in physical memory: addresses and sizes. Raises `PageFault`."""
+    def _extents(self, va: int, size: int, leaf: _Leaf | None = None) -> Iterator[tuple[int, int]]:
+        """What a virtual range is in physical memory: addresses and sizes; `leaf` is its first page's. Raises
+        `PageFault`."""
         while size > 0:
             va &= MASK64
-            pa, below, table = self._leaf(va)
+            pa, below, table = leaf or self._leaf(va)
+            leaf = None
             step = min(size, (1 << below) - (va & ~(-1 << below)))
             if step == size or below != PAGE_SHIFT:
                 yield pa, step
