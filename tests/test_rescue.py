@@ -32,7 +32,7 @@ from vmi_inside.errors import Busy, GuestGone, NoSuchDomain, NotRunning, VmiErro
 def test_a_guest_is_let_go_as_soon_as_it_can_be(
     monkeypatch: pytest.MonkeyPatch, errors: list[Exception], recovered: bool, told: list[str]
 ) -> None:
-    """It is tried again when something is in the way; a guest that is gone is left, and the log tells what was in vain."""
+    """It is tried again while something is in the way; a guest that is gone is left; the log tells what was in vain."""
     left, logged, calls = list(errors), [], []
 
     @contextlib.contextmanager
