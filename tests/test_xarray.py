@@ -128,8 +128,8 @@ def test_nodes_without_marks(guest: CacheGuest) -> None:
     plain = CType(
         "struct", "xa_node", known.size, members=lambda: {name: known.member(name) for name in ("shift", "slots")}
     )
-    found = xarray.entries(guest.space, heads(node_of(guest, 0, {0: 0x1100, 9: 0x2200}, {0: 1})), plain)
-    assert (found.entry.tolist(), found.marks.tolist()) == ([0x1100, 0x2200], [0, 0])
+    found = xarray.entries(guest.space, heads(node_of(guest, 0, {0: 0x1200, 9: 0x2200}, {0: 1})), plain)
+    assert (found.entry.tolist(), found.marks.tolist()) == ([0x1200, 0x2200], [0, 0])
 
 
 def test_a_bomb_of_nodes_ends(guest: CacheGuest, monkeypatch: pytest.MonkeyPatch) -> None:
