@@ -123,6 +123,18 @@ def test_rounds_do_not_grow_with_files() -> None:
     assert guest.memory.gathers < 60
 
 
+def test_more_descriptors_than_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when many tasks are made to share one table that is as large as can be."""
+    monkeypatch.setattr("vmi_inside.linux.descriptors._IN_ALL", 4)
+    guest = FilesGuest()
+    for pid, files in ((1, 3), (10, 1), (11, 3)):
+        guest.open(guest.task(pid, f"task{pid}"), {fd: guest.regular(f"file{fd}") for fd in range(files)})
+    table = process_open_files(guest.finish().kernel)
+    rows = [(row.pid, row.fd) for row in table if row.fd >= 0]
+    assert rows == [(1, 0), (1, 1), (1, 2), (10, 0)]
+    assert [note for note in table.notes if "those of 1 tasks are left out" in note]
+
+
 def test_a_file_of_an_overlay_has_the_overlays_path() -> None:
     guest = FilesGuest()
     init = guest.task(1, "init")

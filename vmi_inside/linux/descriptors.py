@@ -16,6 +16,8 @@ from vmi_inside.types import I64, U64, Mask
 
 #: fs.nr_open's ceiling for what one process is believed to hold.
 DESCRIPTOR_LIMIT = 1 << 20
+#: Descriptors that are listed of all tasks together: a large table that many are said to share counts for each.
+_IN_ALL = 1 << 21
 #: What is said of a row whose descriptor was closed, or given another file, while the row was read.
 MOVED = "descriptor changed meanwhile"
 
@@ -46,12 +48,18 @@ def descriptors(kernel: Kernel, tasks: Structs) -> Descriptors:
     count = np.bincount(table, minlength=len(unique))
     first = np.cumsum(count) - count
     of_task = count[back]
+    fits = ragged.fitting(of_task, _IN_ALL)
+    of_task = np.where(fits, of_task, 0)
     task = np.repeat(np.arange(len(back)), of_task)
     within = np.arange(len(task)) - np.repeat(np.cumsum(of_task) - of_task, of_task)
     row = first[back[task]] + within
     faults = []
     if (holders.fault | tables.fault).any() or not got.ok.all():
         faults.append("descriptor tables: some could not be read")
+    if not fits.all():
+        faults.append(
+            f"descriptor tables: more than {_IN_ALL} in all: those of {int((~fits).sum())} tasks are left out"
+        )
     fd = number[row]
     slot = tables.pointer("fd")[back[task]] + np.uint64(8) * fd.astype(np.uint64)
     return Descriptors(task, fd, word[row], slot, tuple(faults))
