@@ -61,6 +61,8 @@ _BRIEF: Final = 2.0
 #: What libvirt calls those of its drivers whose domains can be attached to.
 _QEMU: Final = "QEMU"
 _XEN: Final = "Xen"
+#: Of a Xen domain that cannot be attached to, or not for long.
+_ENDED: Final = ("in shutdown", "shut off", "suspended", "crashed")
 _STATES: Final = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")
 
 
@@ -285,7 +287,9 @@ def reachable(domain: Domain) -> str | None:
     if not domain.local:
         return None
     if domain.driver == _XEN:
-        return "domain 0 is the system that this runs in" if domain.id == 0 else None
+        if domain.id == 0:
+            return "domain 0 is the system that this runs in"
+        return f"it is {domain.state}" if domain.state in _ENDED else None
     try:
         pid = qemu_pid(domain)
         if pid is None:

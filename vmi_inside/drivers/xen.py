@@ -54,7 +54,12 @@ class XenMemory:
         self._frames = Frames(xen, domain.id)
         self._held = 0
         self._seen = time.monotonic()
-        self.runs: tuple[Run, ...] = self._find_runs()
+        self.runs: tuple[Run, ...] = ()
+        try:
+            self.runs = self._find_runs()
+        except BaseException:
+            self.close()  # what is mapped would keep the domain from ending
+            raise
         self._placement = Placement(self.runs, [run.start for run in self.runs])
 
     def gather(self, pa: U64, out: U8) -> Mask:
