@@ -26,8 +26,8 @@ from tests.lab.xen.parts import Recipe
 _OUT: Final = 400 << 20  # bytes of the disk by which files are brought out
 
 BOOT_TIMEOUT: Final = 240.0
-#: Seconds that a host may live where somebody waits for it (CI); its tests take three and a half minutes of processor.
-LIFETIME: Final = 480.0
+#: Seconds that a host may live where somebody waits for it (CI); its tests take two and a half minutes on two cores.
+LIFETIME: Final = 360.0
 
 # Guests of models with XSAVE or AVX fail now and then in this emulation; these did not in many runs.
 _CPU: Final = "qemu64,+svm,+npt,+ssse3,+sse4.1,+sse4.2,+popcnt,-monitor,-smap"
