@@ -124,14 +124,17 @@ def test_undoing_after_a_child_has_ended(one_kernel: Arena) -> None:
     """A mark in a process that is no more needs no undoing; one that was born since loses the one it inherited."""
     here, guest = one_kernel, one_kernel.guest
     pid = here.start("one")
-    here.lab.ask(f"kill -USR1 {pid}; sleep 0.5")
+    here.lab.ask(f"kill -USR1 {pid}")
+    here.pid("one.child")
     done = guest.deny("network", pid=pid, children=True)
     assert done.entry is not None
     state, _ = Site(guest.kernel).read()
     assert state is not None
     assert any(one.space.startswith("thread ") for one in guest.journal()[-1].writes)
     refused(here.during("one")[0], NETWORK)
-    here.lab.ask(f"kill -USR2 {pid}; killall -9 one.child; sleep 1")
+    here.lab.ask(f"kill -USR2 {pid}; killall -9 one.child")
+    here.pid("one.orphan")
+    here.lab.ask("sleep 0.5")
     refused(here.during("one.orphan")[0], ("make",))
     guest.undo(done.entry.id)
     assert not len(guest.gates())
