@@ -414,6 +414,7 @@ def test_ctrl_c_is_quiet(run: Callable[..., Result], monkeypatch: pytest.MonkeyP
         (["ps", "web01", "--raw-split", "3Q"], "no size like"),
         (["ps"], "Missing argument 'TARGET'"),
         (["pss"], "No such command 'pss'"),
+        (["lsmdo", "web01"], "No such command 'lsmdo'. Did you mean 'lsmod'?"),
         (["allow", "web01", "network", "--all"], "Either --all, or what to allow to whom"),
         (["deny", "web01", "network", "--uid", "7", "--children"], "--children goes with --pid"),
         (["diff", "before"], "Give AFTER, or --wait SECONDS"),
