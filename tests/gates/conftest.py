@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.gates.arena import SHAPES, Arena, arena
+from tests.gates.gated import GatedGuest, guest_idle
 from tests.lab.guest import LabGuest
 
 
@@ -47,3 +48,14 @@ def one_vcpu(lab_boot: Callable[..., LabGuest]) -> Iterator[Arena]:
 def everywhere(lab_boot: Callable[..., LabGuest], request: pytest.FixtureRequest) -> Iterator[Arena]:
     with arena(lab_boot(**SHAPES[request.param])) as made:
         yield made
+
+
+@pytest.fixture
+def guest() -> GatedGuest:
+    """A made-up one, with a process that is to be gated."""
+    made = GatedGuest()
+    init = made.task(1, "init", start_boottime=10)
+    made.task(4242, "curl", start_boottime=777, parent=1)
+    made.run(guest_idle(made), init.task)
+    made.finish()
+    return made
