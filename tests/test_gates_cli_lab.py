@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.lab import commands
+from tests.lab.commands import Run
 from tests.lab.guest import LabGuest
-
-ROOT = Path(__file__).parents[1]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -26,18 +24,7 @@ def lab(lab_boot: Callable[..., LabGuest]) -> LabGuest:
 @pytest.fixture
 def run(lab: LabGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-
-    def command(
-        name: str, *words: object, code: int | None = 0, target: str = lab.name
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "vmi_inside.cli", name, target, "-c", lab.uri or "", *map(str, words)],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert code is None or done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
+    command = partial(commands.run, lab)
     yield command
     command("allow", "--all", "-q", code=None)
 

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.control import ROOT
+from tests.lab import commands
+from tests.lab.commands import Run
 from tests.lab.guest import LabGuest
-
-ROOT = Path(__file__).parents[2]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -26,17 +27,7 @@ def lab(lab_boot: Callable[..., LabGuest]) -> LabGuest:
 @pytest.fixture
 def run(lab: LabGuest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-
-    def command(name: str, *words: object, code: int = 0, target: str = lab.name) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "vmi_inside.cli", name, target, "-c", lab.uri or "", *map(str, words)],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
-    return command
+    return partial(commands.run, lab)
 
 
 @pytest.fixture
