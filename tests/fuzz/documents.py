@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from random import Random
 from typing import Any, Final
 
-from tests.fuzz.mutate import TEXTS, WORDS
+from tests.fuzz.mutate import TEXTS, WORDS, mutate
 
 _DEPTH: Final = 5000
 
@@ -37,6 +38,16 @@ def wrong(document: Any, random: Random) -> Any:
 def deep(random: Random) -> bytes:
     """A document that is nothing but depth."""
     return random.choice((b'{"a":', b"[")) * random.choice((100, _DEPTH, 200_000))
+
+
+def spoiled(raw: bytes, random: Random) -> bytes:
+    """The text of a document made wrong: other values, other bytes, or depth alone."""
+    kind = random.random()
+    if kind < 0.04:
+        return deep(random)
+    if kind < 0.25:
+        return mutate(raw, random)
+    return json.dumps(wrong(json.loads(raw), random)).encode("utf-8", "surrogatepass")
 
 
 def _still(holder: Any, key: Any) -> bool:

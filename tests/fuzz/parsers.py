@@ -158,13 +158,8 @@ def _given(folder: Path) -> Callable[[bytes, Random], None]:
 
 
 def _json(raw: bytes, random: Random) -> bytes:
-    """The document in an example made wrong, or its text."""
-    kind = random.random()
-    if kind < 0.02:
-        return documents.deep(random)
-    if kind < 0.2:
-        return mutate(raw, random)
-    text = json.dumps(documents.wrong(json.loads(raw), random)).encode("utf-8", "surrogatepass")
+    """The document in an example made wrong, or its text; now and then packed."""
+    text = documents.spoiled(raw, random)
     return random.choice((bytes, bytes, bytes, gzip.compress, lzma.compress))(text)
 
 
