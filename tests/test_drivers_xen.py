@@ -1,4 +1,4 @@
-"""What is known of Xen's structs, mappings and errors, without Xen: the real thing is in `test_xen_lab`."""
+"""What is known of Xen's structs, mappings and errors, without Xen: the real thing is in `tests.xen`."""
 
 from __future__ import annotations
 
