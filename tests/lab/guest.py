@@ -24,6 +24,10 @@ BOOT_TIMEOUT: Final = 180.0
 _STX: Final = b"\x02"
 _READY: Final = "lab: ready"  # what the guest's init prints
 _FAULTS: Final = ("Oops: ", "Kernel panic")
+#: What no guest's CPU has. CMPXCHG16B leaves garbage in the flags in QEMU's translator before 8.0: the virtual-8086 bit
+#: among them, when a vCPU is stopped just then, and the next interrupt in the kernel is a double fault. Kernels use it
+#: to allocate memory.
+WITHOUT: Final = "cx16"
 
 
 class BootFailed(LabError):

@@ -23,7 +23,7 @@ from xml.sax.saxutils import escape
 import libvirt
 
 from tests.lab import LabError
-from tests.lab.guest import BootFailed, LabGuest, Shape, alive
+from tests.lab.guest import WITHOUT, BootFailed, LabGuest, Shape, alive
 from tests.lab.initramfs import initramfs
 from tests.lab.kernels import kernel
 
@@ -183,20 +183,20 @@ class Daemon:
 
 def domain_xml(name: str, shape: Shape, vmlinuz: Path, image: Path, home: Path) -> str:
     """The domain of that shape, as `virsh create` takes it."""
-    cpu = {
-        "max": "<cpu mode='maximum'/>",
-        "la57-off": "<cpu mode='maximum'><feature policy='disable' name='la57'/></cpu>",
+    without = f"<feature policy='disable' name='{WITHOUT}'/>"
+    mode, more = {
+        "max": ("mode='maximum'", without),
+        "la57-off": ("mode='maximum'", f"{without}<feature policy='disable' name='la57'/>"),
     }.get(
-        shape.cpu, f"<cpu mode='custom' match='exact' check='none'><model fallback='forbid'>{shape.cpu}</model></cpu>"
+        shape.cpu,
+        ("mode='custom' match='exact' check='none'", f"<model fallback='forbid'>{shape.cpu}</model>{without}"),
     )
     backing = {
         "anon": "",
         "memfd": "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>",
         "file": "<memoryBacking><source type='file'/><access mode='shared'/></memoryBacking>",
     }[shape.backing]
-    if shape.numa:
-        cpu = cpu.replace("/>", "></cpu>", 1) if cpu.endswith("'/>") else cpu
-        cpu = cpu.replace("</cpu>", f"<numa>{_cells(shape)}</numa></cpu>")
+    numa = f"<numa>{_cells(shape)}</numa>" if shape.numa else ""
     nic = f"<interface type='user'><model type='{shape.nic}'/></interface>" if shape.nic else ""
     return f"""\
 <domain type='qemu'>
@@ -204,7 +204,7 @@ def domain_xml(name: str, shape: Shape, vmlinuz: Path, image: Path, home: Path) 
   <memory unit='MiB'>{shape.memory}</memory>
   {backing}
   <vcpu>{shape.vcpus}</vcpu>
-  {cpu}
+  <cpu {mode}>{more}{numa}</cpu>
   <os>
     <type arch='x86_64' machine='{shape.machine}'>hvm</type>
     <kernel>{escape(str(vmlinuz))}</kernel>

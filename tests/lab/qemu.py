@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.lab import LabError
-from tests.lab.guest import LabGuest, Shape
+from tests.lab.guest import WITHOUT, LabGuest, Shape
 from tests.lab.initramfs import initramfs
 from tests.lab.kernels import kernel
 
@@ -60,7 +60,7 @@ def _arguments(home: Path, shape: Shape) -> list[str]:
         "memfd": f"memory-backend-memfd,id=ram,share=on,{size}",
         "file": f"memory-backend-file,id=ram,share=on,mem-path={home}/ram,{size}",
     }[shape.backing]
-    cpu = "max,la57=off" if shape.cpu == "la57-off" else shape.cpu
+    cpu = f"{'max,la57=off' if shape.cpu == 'la57-off' else shape.cpu},-{WITHOUT}"
     return [
         "-name", home.name, "-nodefaults", "-no-user-config", "-display", "none", "-cpu", cpu,
         "-machine", f"{shape.machine},accel=tcg,memory-backend=ram", "-object", backing,
