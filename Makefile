@@ -1,6 +1,6 @@
 # make demo   boots a small guest under a private libvirt daemon, looks into it, takes it down
 # make test   all tests, those that boot real guests too; make fast leaves these out. Tests that run on one kernel after the
-#             other do so on two; PYTEST_ARGS=--all-kernels has them run on all, PYTEST_ARGS=--xen on a Xen host, too
+#             other do so on two; PYTEST_ARGS=--all-kernels has them run on all, PYTEST_ARGS=--no-xen leaves out the Xen host
 # make coverage   the same, and which parts of the code no test ran, the commands that tests start among it
 # make lint   ruff and mypy
 # make benchmark   vmi-inside beside its peers on guests of several sizes: an hour, and 280 MB to fetch

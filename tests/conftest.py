@@ -38,7 +38,7 @@ settings.register_profile("mutation", derandomize=True, database=None, phases=(P
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="leave out the tests that need a guest in QEMU")
-    parser.addoption("--xen", action="store_true", help="on a Xen host in QEMU, too: three minutes more")
+    parser.addoption("--no-xen", action="store_true", help="leave out the tests on a Xen host in QEMU: three minutes")
     parser.addoption(
         "--xen-long", action="store_true", help="on the Xen host also an HVM guest, and what takes minutes"
     )
@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
         if (config.getoption("--no-lab") and item.get_closest_marker("lab"))
         or (_of_another_kernel(item) and not config.getoption("--all-kernels"))
-        or (item.get_closest_marker("xen") and not (config.getoption("--xen") or config.getoption("--xen-long")))
+        or (item.get_closest_marker("xen") and config.getoption("--no-xen"))
         or (item.get_closest_marker("xen_long") and not config.getoption("--xen-long"))
         or (item.get_closest_marker("debug_package") and not config.getoption("--debug-package"))
     ]
