@@ -426,6 +426,7 @@ def test_ctrl_c_is_quiet(run: Callable[..., Result], monkeypatch: pytest.MonkeyP
         (["kill", "web01"], "Which processes? Give PIDs, --group or --cgroup"),
         (["limit", "web01", "7", "nofile"], "is no limit like nofile=64"),
         (["limit", "web01", "7", "as=1", "nosuch=1"], "there is no limit 'nosuch'; there are cpu,"),
+        (["limit", "web01", "7", "as=1", "AS=2"], "the limit as is given twice"),
         (["memdump", "web01", "7", "--regions", "heap,nosuch"], "no kind of regions 'nosuch'; there are"),
         (["netfilter", "web01", "--tables", "--hook", "input"], "--hook is of hooks, --tables shows tables"),
         (["read", "web01", "0", "8", "--pid", "7", "--physical"], "--pid and --physical exclude each other"),

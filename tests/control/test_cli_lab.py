@@ -143,7 +143,8 @@ def test_limits_ids_and_settings(lab: LabGuest, run: Run, sleeper: int) -> None:
     assert lab.ask(told) == before
     assert "between" in run("sysctl", "vm.swappiness=1000", code=12).stderr
     assert "more than" in run("sysctl", "kernel.hostname=x", code=9).stderr
-    assert "timer" in run("limit", sleeper, "cpu=3", code=9).stderr
+    assert "timer" in run("limit", sleeper, "nofile=5", "cpu=3", code=9).stderr
+    assert lab.ask(told) == before  # of several limits all are set, or none
     assert "no limit" in run("limit", sleeper, "files=3", code=2).stderr
     run("setuid", 1, "--uid", 5, code=16)
     run("kill", sleeper)

@@ -77,7 +77,7 @@ def test_one_that_sleeps_and_is_not_to_be_disturbed(lab: LabGuest, guest: vmi_in
         return int(lab.ask(f"sleep .1; sed -n 's/ShdPnd:\\t//p' /proc/{pid}/status"), 16)
 
     assert pending() == 0
-    guest.signal(pid, signal.SIGTSTP)
+    guest.signal(pid, "TSTP")
     assert pending() == 1 << signal.SIGTSTP - 1
     guest.signal(pid, signal.SIGKILL)
     assert lab.ask(f"sleep .2; grep State /proc/{pid}/status").split()[1] == "Z"  # its parent waits for nobody

@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 
 def signal_number(text: str) -> int:
     """The type of options that take a signal: TERM, SIGTERM, 15, RTMIN+1."""
-    name = text.upper().removeprefix("SIG")
-    head, _, more = name.partition("+")
+    from vmi_inside.control.signals import number
+    from vmi_inside.errors import ControlError
+
     try:
-        number = int(name) if name.isdigit() else signals.Signals[f"SIG{head}"].value + int(more or 0)
-    except (KeyError, ValueError):
-        number = 0
-    if not 1 <= number <= 64:
-        raise click.BadParameter(f"{text!r} is no signal like TERM, KILL, USR1 or 15.")
-    return number
+        return number(text)
+    except ControlError as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
 def process_options(command: Command) -> Command:

@@ -6,13 +6,14 @@ Knows which part does what, and how it is told in the journal. Nothing is done h
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from vmi_inside.control.controls import Controls
 from vmi_inside.errors import ControlError
 
 if TYPE_CHECKING:
+    from vmi_inside.control import rlimits
     from vmi_inside.control.journal import Entry
     from vmi_inside.control.signals import Target
 
@@ -61,22 +62,25 @@ class ProcessControls(Controls):
         detail = {"function": shown, "arguments": [f"{one:#x}" for one in arguments]}
         return deferred.Deferring(self).run(lambda: calls, reason or f"{shown}({words})", detail, timeout)[0]
 
-    def signal(self, pid: int | Iterable[int], number: int = signal.SIGTERM, *, force: bool = False) -> None:
-        """Send a signal to a process, or to several, as the guest's kernel does it: with all its effects.
+    def signal(self, pid: int | Iterable[int], number: int | str = signal.SIGTERM, *, force: bool = False) -> None:
+        """Send a signal ("TERM", "SIGTERM", "RTMIN+1", 15) to a process, or to several.
 
-        Raises `ControlError` for a process that is not there or has ended, `Unsafe` for kernel threads and process 1
-        unless `force`, and when no vCPU can be borrowed for it.
+        The guest's kernel sends it, with all its effects. Raises `ControlError` for what is no signal, and for a
+        process that is not there or has ended; `Unsafe` for kernel threads and process 1 unless `force`, and when no
+        vCPU can be borrowed for it.
         """
         from vmi_inside.control import signals
         from vmi_inside.control.borrow import check
 
+        which = signals.number(number)
         self._transactions.check()
         check(self.kernel, self.machine)
         to = self._targets(pid, force)
         words = ", ".join(f"{one.pid} ({one.name})" for one in to)
-        detail = {"signal": signals.name(number), "pids": [one.pid for one in to]}
-        with self.transaction(f"{signals.name(number)} to {words}", kind="signal", detail=detail, code=True) as change:
-            gone = signals.send(change, to, number)
+        name = signals.name(which)
+        detail = {"signal": name, "pids": [one.pid for one in to]}
+        with self.transaction(f"{name} to {words}", kind="signal", detail=detail, code=True) as change:
+            gone = signals.send(change, to, which)
             change.detail["gone"] = [one.pid for one in gone]
         if gone:
             raise ControlError(f"{', '.join(str(one.pid) for one in gone)} had ended before the signal came")
@@ -121,13 +125,19 @@ class ProcessControls(Controls):
         self, pid: int, name: str, soft: int | None = None, hard: int | None = None, *, force: bool = False
     ) -> Entry:
         """Set a limit of a process (`nofile`, `as`, ...; see `rlimits.LIMITS`). `undo` takes it back."""
+        return self.set_limits(pid, {name: (soft, hard)}, force=force)
+
+    def set_limits(self, pid: int, limits: Mapping[str, rlimits.Limit], *, force: bool = False) -> Entry:
+        """Set several limits of a process, (soft, hard) by their names, as one change: all of them or none.
+
+        None leaves one of the two as it is. Raises `ControlError`, `Unsupported`; `undo` takes all back.
+        """
         from vmi_inside.control import rlimits
 
         [to] = self._targets(pid, force)
-        words = ":".join("" if one is None else rlimits.shown(one) for one in (soft, hard))
         return self._transactions.rehearsed(
-            f"limit {name}={words} for {pid} ({to.name})", "limit", {"pid": pid},
-            lambda change: rlimits.set_limit(change, to, name, soft, hard),
+            f"limit {rlimits.words(limits)} for {pid} ({to.name})", "limit", {"pid": pid},
+            lambda change: rlimits.set_limits(change, to, limits),
         )  # fmt: skip
 
     def sysctl(self, name: str) -> str:

@@ -5,6 +5,7 @@ Knows `signal_struct.rlim` (include/linux/sched/signal.h) and the limits' number
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from vmi_inside.control.rehearsal import Changing
@@ -18,29 +19,51 @@ LIMITS: Final = (
 UNLIMITED: Final = (1 << 64) - 1
 
 
-def set_limit(change: Changing, of: Target, name: str, soft: int | None, hard: int | None) -> None:
-    """Set a process's soft limit, its hard limit, or both; None leaves one as it is.
+#: A soft and a hard limit; None leaves one as it is.
+Limit = tuple[int | None, int | None]
+
+
+def set_limits(change: Changing, of: Target, limits: Mapping[str, Limit]) -> None:
+    """Set limits of a process, by their names.
 
     Raises `ControlError` for a limit that there is not, or a soft one above the hard one, `Unsupported`.
     """
+    for name in limits:
+        check(name)
+    kernel = change.kernel
+    if not same(kernel, of):
+        raise ControlError(f"process {of.pid} ({of.name}) has ended")
+    signal = int(kernel.structs("task_struct", [of.task]).fetch("signal").pointer("signal")[0])
+    writes = []
+    for name, wanted in limits.items():
+        at = signal + kernel.struct("signal_struct").member(f"rlim[{LIMITS.index(name)}]").offset
+        old = change.read(at, 16)
+        writes.append((at, _changed(name, old, wanted), old))
+    change.apply(writes, space=of.space)
+
+
+def check(name: str) -> None:
+    """Raise `ControlError` for a limit that there is not, `Unsupported` for one that cannot be set from outside."""
     if name not in LIMITS:
         raise ControlError(f"there is no limit {name!r}; there are {', '.join(LIMITS)}")
     if name == "cpu":
         raise Unsupported("the limit cpu is kept by a timer that only the kernel can set; signal the process instead")
-    kernel = change.kernel
-    if not same(kernel, of):
-        raise ControlError(f"process {of.pid} ({of.name}) has ended")
-    member = kernel.struct("signal_struct").member(f"rlim[{LIMITS.index(name)}]")
-    signal = int(kernel.structs("task_struct", [of.task]).fetch("signal").pointer("signal")[0])
-    at = signal + member.offset
-    old = change.read(at, 16)
+
+
+def words(limits: Mapping[str, Limit]) -> str:
+    """Limits as people write them: nofile=64:128, as=unlimited:."""
+    return ", ".join(
+        f"{name}={':'.join('' if one is None else _shown(one) for one in limit)}" for name, limit in limits.items()
+    )
+
+
+def _changed(name: str, old: bytes, wanted: Limit) -> bytes:
     now = [int.from_bytes(old[:8], "little"), int.from_bytes(old[8:], "little")]
-    new = [was if given is None else given for was, given in zip(now, (soft, hard), strict=True)]
+    new = [was if given is None else given for was, given in zip(now, wanted, strict=True)]
     if not 0 <= new[0] <= new[1] <= UNLIMITED:
-        raise ControlError(f"{name}: a soft limit of {shown(new[0])} does not go with a hard one of {shown(new[1])}")
-    change.write(at, b"".join(one.to_bytes(8, "little") for one in new), expect=old, space=of.space)
+        raise ControlError(f"{name}: a soft limit of {_shown(new[0])} does not go with a hard one of {_shown(new[1])}")
+    return b"".join(one.to_bytes(8, "little") for one in new)
 
 
-def shown(value: int) -> str:
-    """A limit as people write it."""
+def _shown(value: int) -> str:
     return "unlimited" if value == UNLIMITED else str(value)

@@ -58,8 +58,6 @@ def send(change: Change, to: Sequence[Target], number: int) -> list[Target]:
 
     Raises `Unsafe` when no vCPU can be borrowed, `ControlError` when the kernel refuses.
     """
-    if not 1 <= number <= SIGNAL_LIMIT:
-        raise ControlError(f"there is no signal {number}")
     gone: list[Target] = []
     reached: list[int] = []
     with borrow(change, clean=False) as vcpu:  # the kernel sends signals from interrupts itself, as for timers
@@ -88,6 +86,19 @@ def set_nice(change: Change, to: Sequence[Target], value: int) -> None:
             if same(change.kernel, one):
                 for task in _threads(change.kernel, one):
                     vcpu.call("set_user_nice", task, value)
+
+
+def number(told: int | str) -> int:
+    """A signal's number: of TERM, SIGTERM, RTMIN+1, 15. Raises `ControlError`."""
+    name = str(int(told) if isinstance(told, int) else told).upper().removeprefix("SIG")
+    head, _, more = name.partition("+")
+    try:
+        found = int(name) if name.isdigit() else signal.Signals[f"SIG{head}"].value + int(more or 0)
+    except (KeyError, ValueError):
+        found = 0
+    if not 1 <= found <= SIGNAL_LIMIT:
+        raise ControlError(f"{told!r} is no signal like TERM, KILL, USR1 or 15")
+    return found
 
 
 def name(number: int) -> str:
