@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.lab.guest import LabGuest
-from vmi_inside.linux.code import Code
-from vmi_inside.linux.loaded import loaded
+from vmi_inside.linux.symbols.code import Code
+from vmi_inside.linux.symbols.loaded import loaded
 
 
 @pytest.fixture(params=["6.1-cloud", "new-cloud"])

@@ -13,8 +13,8 @@ from elftools.dwarf.structs import DWARFStructs
 
 from tests.synthetic.stacks import FRAMES, StackGuest
 from vmi_inside import debugging
-from vmi_inside.linux import frame_table, symbol_file
-from vmi_inside.linux.code import Code
+from vmi_inside.linux.symbols import frame_table, symbol_file
+from vmi_inside.linux.symbols.code import Code
 
 RBP, RSP, RIP = 6, 7, 16
 

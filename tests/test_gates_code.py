@@ -17,7 +17,7 @@ from vmi_inside.control.gates import layout, operations, stub
 from vmi_inside.control.gates.layout import Rule, Scope, State
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.gates.operations import OPERATIONS
-from vmi_inside.linux.gated import AREA_SIZE
+from vmi_inside.linux.symbols.gated import AREA_SIZE
 
 BASE = 0xFFFF_FFFF_86BF_A000
 DATA = 0xFFFF_8880_0000_0000

@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab.guest import LabGuest
 from vmi_inside.linux import vmcore
-from vmi_inside.linux.symbol_tables import symbol_tables
+from vmi_inside.linux.symbols.symbol_tables import symbol_tables
 from vmi_inside.profile import vmcoreinfo
 
 

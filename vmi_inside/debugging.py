@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmi_inside.linux import symbol_file
+from vmi_inside.linux.symbols import symbol_file
 from vmi_inside.newfile import replacing
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ class Kernel:
     def __init__(self, space: AddressSpace, profile: Profile) -> None:
         self.space = space
         self.profile = profile
-        #: What `linux.module_types` parsed of modules, by the module's and its BTF's identity.
+        #: What `linux.symbols.module_types` parsed of modules, by the module's and its BTF's identity.
         self.modules: dict[tuple[object, ...], Any] = {}
 
     def operation(self) -> AbstractContextManager[None]:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from vmi_inside.linux.limits import ProcessLimits
     from vmi_inside.linux.memory_info import MemoryInfo
     from vmi_inside.linux.memory_map import MemoryMap
-    from vmi_inside.linux.modules import KernelModules
     from vmi_inside.linux.mounts import Mounts
     from vmi_inside.linux.namespaces import ProcessNamespaces
     from vmi_inside.linux.network.addresses import InterfaceAddresses
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.stacks import ProcessStack
     from vmi_inside.linux.swaps import Swaps
+    from vmi_inside.linux.symbols.modules import KernelModules
     from vmi_inside.linux.threads import Threads
     from vmi_inside.linux.timers import Timers
     from vmi_inside.linux.tracepoints import Tracepoints
@@ -182,7 +182,7 @@ class Tables:
     containers: Reading[Containers] = Reading(
         "linux.containers:containers", "Containers, by control groups and namespaces."
     )
-    kernel_modules: Reading[KernelModules] = Reading("linux.modules:kernel_modules", "Loaded kernel modules.")
+    kernel_modules: Reading[KernelModules] = Reading("linux.symbols.modules:kernel_modules", "Loaded kernel modules.")
     kernel_info: Reading[KernelInfo] = Reading("linux.kernel_info:kernel_info", "The kernel that runs: one row.")
     kernel_log: ReadingOfRecords[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
     mounts: Reading[Mounts] = Reading("linux.mounts:mounts", "Mounts of all mount namespaces.")

@@ -19,7 +19,7 @@ from vmi_inside.guest import Guest
 from vmi_inside.linux.core_dump import write_core
 from vmi_inside.linux.integrity.checks import DETECTORS
 from vmi_inside.linux.process_contents import ProcessContents
-from vmi_inside.linux.symbol_file import write_symbols
+from vmi_inside.linux.symbols.symbol_file import write_symbols
 from vmi_inside.profile.learn import learn
 from vmi_inside.table import Table
 from vmi_inside.tables import TABLES

@@ -17,7 +17,7 @@ import vmi_inside
 from tests.kernel_text import kernel_text
 from tests.lab.guest import LabGuest
 from vmi_inside.control.gates.standing import Site
-from vmi_inside.linux.gated import AREA_SIZE
+from vmi_inside.linux.symbols.gated import AREA_SIZE
 from vmi_inside.types import PAGE_SIZE
 
 NETWORK = ("tcp4", "tcp6", "udp4", "udp6", "make", "sendfile", "splice")

@@ -12,7 +12,7 @@ from tests.synthetic.structs import NEWER
 from vmi_inside.control.gates import layout
 from vmi_inside.control.gates.layout import Rule, Scope, State
 from vmi_inside.control.gates.operations import OPERATIONS
-from vmi_inside.linux.gated import AREA_SIZE
+from vmi_inside.linux.symbols.gated import AREA_SIZE
 
 MORE = """
 task_thread 64

@@ -23,7 +23,7 @@ from vmi_inside.control.padding import access, is_padding, padding
 from vmi_inside.control.places import Spaces, pieces, thread_space
 from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Conflict, ControlError, PageFault, Unsafe, Unsupported
-from vmi_inside.linux.gated import AREA_SIZE, gated
+from vmi_inside.linux.symbols.gated import AREA_SIZE, gated
 
 # -- room -------------------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ from drgn import (
 from vmi_inside.bridges.drgn_types import Types
 from vmi_inside.errors import MemoryFault, ProfileError, VmiError
 from vmi_inside.guest import Guest
-from vmi_inside.linux.loaded import Loaded, loaded
-from vmi_inside.linux.module_types import ModuleTypes, every_module
+from vmi_inside.linux.symbols.loaded import Loaded, loaded
+from vmi_inside.linux.symbols.module_types import ModuleTypes, every_module
 from vmi_inside.profile import btf
 from vmi_inside.types import align_up
 

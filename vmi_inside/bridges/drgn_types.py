@@ -22,7 +22,7 @@ from drgn import (
 
 from vmi_inside.errors import WrongProfile
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.module_types import every_module
+from vmi_inside.linux.symbols.module_types import every_module
 from vmi_inside.profile import btf
 from vmi_inside.profile.btf import Btf
 

@@ -23,7 +23,7 @@ from volatility3.framework.symbols import intermed, linux, metadata
 
 from vmi_inside import __version__
 from vmi_inside.guest import Guest, attach
-from vmi_inside.linux.symbol_tables import symbol_tables
+from vmi_inside.linux.symbols.symbol_tables import symbol_tables
 from vmi_inside.memory import PhysicalMemory
 from vmi_inside.profile.isf import FORMAT, isf
 from vmi_inside.types import PAGE_SIZE

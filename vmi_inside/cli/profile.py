@@ -40,7 +40,7 @@ _PACKERS: Final[dict[str, Callable[[bytes], bytes]]] = {".gz": _gzip, ".xz": _xz
 
 
 def _isf(guest: Guest, _: Path | None) -> Made:
-    from vmi_inside.linux.symbol_tables import symbol_tables
+    from vmi_inside.linux.symbols.symbol_tables import symbol_tables
     from vmi_inside.profile.isf import isf
 
     table = isf(guest.kernel.profile, __version__, symbol_tables(guest.kernel))

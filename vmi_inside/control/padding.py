@@ -1,9 +1,9 @@
 """Unused room for code in a running kernel: the executable padding behind its entry text.
 
 Knows that x86_64 kernels fill their entry text up to 2 MiB with `int3` (arch/x86/kernel/vmlinux.lds.S,
-ALIGN_ENTRY_TEXT_END). Who has which part of it, from the end down: gates (`linux.gated`), a page that stays padding,
-a page for calls (`deferred`), one that stays padding, a page for calls by who comes by (`visit`), and another one that
-stays padding. Nothing here writes.
+ALIGN_ENTRY_TEXT_END). Who has which part of it, from the end down: gates (`linux.symbols.gated`), a page that stays
+padding, a page for calls (`deferred`), one that stays padding, a page for calls by who comes by (`visit`), and another
+one that stays padding. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from vmi_inside.errors import NoSymbol, PageFault, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.gated import area
+from vmi_inside.linux.symbols.gated import area
 from vmi_inside.space import AddressSpace
 from vmi_inside.types import PAGE_SIZE
 

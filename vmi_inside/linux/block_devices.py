@@ -16,9 +16,9 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import NoSymbol
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.module_types import module_types
 from vmi_inside.linux.mount_tree import file_systems
 from vmi_inside.linux.opened import opened
+from vmi_inside.linux.symbols.module_types import module_types
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask

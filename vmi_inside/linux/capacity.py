@@ -12,7 +12,7 @@ import numpy as np
 
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import percpu
-from vmi_inside.linux.module_types import module_types
+from vmi_inside.linux.symbols.module_types import module_types
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
 from vmi_inside.types import I64, Mask

@@ -12,7 +12,7 @@ import numpy as np
 
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import ftraced
-from vmi_inside.linux.code import Code
+from vmi_inside.linux.symbols.code import Code
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask
 

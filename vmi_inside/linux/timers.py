@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import clock
-from vmi_inside.linux.code import Code
+from vmi_inside.linux.symbols.code import Code
 from vmi_inside.linux.timer_bases import high_resolution, wheels
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text

@@ -12,7 +12,7 @@ import numpy as np
 
 from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
+from vmi_inside.linux.symbols.code import Code
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text, text
 from vmi_inside.types import U64, Mask

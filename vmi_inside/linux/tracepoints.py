@@ -14,8 +14,8 @@ import numpy as np
 from vmi_inside import ragged
 from vmi_inside.errors import NoSymbol, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
-from vmi_inside.linux.loaded import loaded
+from vmi_inside.linux.symbols.code import Code
+from vmi_inside.linux.symbols.loaded import loaded
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from vmi_inside import ragged
 from vmi_inside.errors import NoSymbol, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import orc
-from vmi_inside.linux.code import Code
 from vmi_inside.linux.sleeping import MEMBERS, RUNS, Stacks
+from vmi_inside.linux.symbols import orc
+from vmi_inside.linux.symbols.code import Code
 from vmi_inside.linux.view import View
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text

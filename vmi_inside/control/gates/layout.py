@@ -19,7 +19,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
 from vmi_inside.control.gates.entries import SIZE as ENTRY_SIZE
-from vmi_inside.linux.gated import AREA_SIZE, HEADER, HEADER_SIZE, HOOK, HOOK_LIMIT, MAGIC, VERSION
+from vmi_inside.linux.symbols.gated import AREA_SIZE, HEADER, HEADER_SIZE, HOOK, HOOK_LIMIT, MAGIC, VERSION
 from vmi_inside.types import PAGE_SIZE
 
 #: Where the code finds how many slots of the table of rules to look at.

@@ -24,7 +24,7 @@ from vmi_inside.control.gates.tracing import Records
 from vmi_inside.control.padding import PADDING, is_padding, padding
 from vmi_inside.errors import Conflict, Unsafe, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.gated import AREA_SIZE
+from vmi_inside.linux.symbols.gated import AREA_SIZE
 
 _EMPTY: Final = bytes([PADDING]) * AREA_SIZE
 #: Bytes that differ are written as one when they are so close.

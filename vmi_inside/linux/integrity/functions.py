@@ -13,11 +13,11 @@ import numpy as np
 
 from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.gated import Gated, gated
 from vmi_inside.linux.integrity.findings import Finding
 from vmi_inside.linux.integrity.jumps import LENGTH, jumps
 from vmi_inside.linux.integrity.probes import kprobes, traced_places
 from vmi_inside.linux.integrity.reading import Reading
+from vmi_inside.linux.symbols.gated import Gated, gated
 from vmi_inside.types import U8, U64, Mask
 
 #: What lies between functions, and how much of it shows that a place is none of theirs.

@@ -18,8 +18,8 @@ from vmi_inside.linux.integrity import module_views
 from vmi_inside.linux.integrity.findings import Finding
 from vmi_inside.linux.integrity.reading import Reading
 from vmi_inside.linux.integrity.views import View, missing, union
-from vmi_inside.linux.loaded import MODULE_LIMIT, Loaded, of_modules
-from vmi_inside.linux.modules import STATES
+from vmi_inside.linux.symbols.loaded import MODULE_LIMIT, Loaded, of_modules
+from vmi_inside.linux.symbols.modules import STATES
 from vmi_inside.structs import Structs
 from vmi_inside.types import PAGE_MASK, U64, Mask
 

@@ -17,8 +17,8 @@ from vmi_inside import ragged, walk
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.integrity.trees import tree_nodes
 from vmi_inside.linux.integrity.views import View
-from vmi_inside.linux.loaded import MODULE_LIMIT, REGION_LIMIT
-from vmi_inside.linux.modules import STATES
+from vmi_inside.linux.symbols.loaded import MODULE_LIMIT, REGION_LIMIT
+from vmi_inside.linux.symbols.modules import STATES
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.types import I64, PAGE_SIZE, U64, distinct
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
 from vmi_inside.linux.integrity.mappings import Mappings, kernel_mappings
+from vmi_inside.linux.symbols.code import Code
 from vmi_inside.linux.tasks import PIDTYPE_TGID, Pids, pids
 from vmi_inside.structs import Structs
 from vmi_inside.types import I64, PAGE_SIZE, U8, U64, Mask

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
-from vmi_inside.linux.module_types import find_struct
+from vmi_inside.linux.symbols.code import Code
+from vmi_inside.linux.symbols.module_types import find_struct
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text

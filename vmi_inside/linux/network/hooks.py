@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
-from vmi_inside.linux.module_types import find_struct
 from vmi_inside.linux.network import words
 from vmi_inside.linux.network.devices import devices, namespaces
+from vmi_inside.linux.symbols.code import Code
+from vmi_inside.linux.symbols.module_types import find_struct
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask

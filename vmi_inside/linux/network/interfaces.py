@@ -14,10 +14,10 @@ import numpy as np
 
 from vmi_inside import walk
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
 from vmi_inside.linux.network import words
 from vmi_inside.linux.network.counters import Counters, counters
 from vmi_inside.linux.network.devices import Devices, devices, named
+from vmi_inside.linux.symbols.code import Code
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask

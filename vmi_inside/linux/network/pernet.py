@@ -13,9 +13,9 @@ import numpy as np
 
 from vmi_inside.errors import MemoryFault
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
-from vmi_inside.linux.module_types import ModuleTypes, module_types
 from vmi_inside.linux.network.devices import Namespaces, namespaces
+from vmi_inside.linux.symbols.code import Code
+from vmi_inside.linux.symbols.module_types import ModuleTypes, module_types
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs
 

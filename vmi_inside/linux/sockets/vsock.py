@@ -11,7 +11,7 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import MemoryFault, NoSymbol, ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.module_types import module_types
+from vmi_inside.linux.symbols.module_types import module_types
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.types import U64
 

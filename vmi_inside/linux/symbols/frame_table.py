@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import orc
-from vmi_inside.linux.code import Code
+from vmi_inside.linux.symbols import orc
+from vmi_inside.linux.symbols.code import Code
 from vmi_inside.types import U8, U64, Mask
 
 #: Entries that one frame description holds: what gdb runs through for one address.

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from vmi_inside import elf
 from vmi_inside.errors import MemoryFault, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import frame_table
-from vmi_inside.linux.code import Code
-from vmi_inside.linux.loaded import Loaded
-from vmi_inside.linux.module_types import module_symbol_list
+from vmi_inside.linux.symbols import frame_table
+from vmi_inside.linux.symbols.code import Code
+from vmi_inside.linux.symbols.loaded import Loaded
+from vmi_inside.linux.symbols.module_types import module_symbol_list
 from vmi_inside.structs import Structs
 from vmi_inside.types import U8, U64
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vmi_inside import walk
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.loaded import Loaded, loaded
+from vmi_inside.linux.symbols.loaded import Loaded, loaded
 from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64

@@ -14,7 +14,7 @@ import numpy as np
 from vmi_inside import ragged, walk
 from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.loaded import MODULE_LIMIT, listed
+from vmi_inside.linux.symbols.loaded import MODULE_LIMIT, listed
 from vmi_inside.profile.btf import Btf
 from vmi_inside.profile.ctypes import CType
 from vmi_inside.structs import Structs

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vmi_inside import ragged
 from vmi_inside.errors import Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.code import Code
+from vmi_inside.linux.symbols.code import Code
 from vmi_inside.types import I64, U8, U64, Mask, among, distinct
 
 #: ORC_REG_*, as they were numbered first: which register a value is counted from. Others stand nowhere where a task

@@ -17,8 +17,8 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import MemoryFault, NoSymbol, ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.loaded import Loaded, loaded
-from vmi_inside.linux.module_types import module_symbols
+from vmi_inside.linux.symbols.loaded import Loaded, loaded
+from vmi_inside.linux.symbols.module_types import module_symbols
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text
 from vmi_inside.types import PAGE_SIZE, U64, Mask
