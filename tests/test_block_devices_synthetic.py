@@ -6,7 +6,7 @@ import pytest
 
 from tests.synthetic.files import FilesGuest
 from tests.synthetic.guest import HOLE, NOWHERE
-from vmi_inside.linux.block_devices import block_devices
+from vmi_inside.linux.files.block_devices import block_devices
 
 COMMON = """
 kobject 64

@@ -12,9 +12,9 @@ from tests.synthetic.guest import NOWHERE
 from vmi_inside.cli.contents import write_content
 from vmi_inside.cli.gaps import Gaps
 from vmi_inside.errors import NoFile
-from vmi_inside.linux.cached_files import cached_files
-from vmi_inside.linux.file_content import contents
-from vmi_inside.linux.find_file import file_content, listed, resolved
+from vmi_inside.linux.files.cached_files import cached_files
+from vmi_inside.linux.files.file_content import contents
+from vmi_inside.linux.files.find_file import file_content, listed, resolved
 
 P = 4096
 

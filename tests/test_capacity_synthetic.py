@@ -7,7 +7,7 @@ import pytest
 
 from tests.synthetic import LinuxGuest
 from tests.synthetic.guest import CPUS, HOLE, NOWHERE
-from vmi_inside.linux.capacity import COUNTS, capacity
+from vmi_inside.linux.files.capacity import COUNTS, capacity
 
 STRUCTS = """
 super_block 100

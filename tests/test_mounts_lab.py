@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.lab.guest import LabGuest
-from vmi_inside.linux.mounts import Mounts
+from vmi_inside.linux.files.mounts import Mounts
 
 #: What a file system's own options are cut down to: those that all of them may have.
 GENERAL = ("rw", "ro", "sync", "dirsync", "mand", "lazytime")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.synthetic.files import FilesGuest
 from tests.synthetic.guest import HOLE, NOWHERE
-from vmi_inside.linux.mounts import mounts
+from vmi_inside.linux.files.mounts import mounts
 
 STRUCTS = """
 rb_root 8

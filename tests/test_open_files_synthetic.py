@@ -125,7 +125,7 @@ def test_rounds_do_not_grow_with_files() -> None:
 
 def test_more_descriptors_than_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when many tasks are made to share one table that is as large as can be."""
-    monkeypatch.setattr("vmi_inside.linux.descriptors._IN_ALL", 4)
+    monkeypatch.setattr("vmi_inside.linux.files.descriptors._IN_ALL", 4)
     guest = FilesGuest()
     for pid, files in ((1, 3), (10, 1), (11, 3)):
         guest.open(guest.task(pid, f"task{pid}"), {fd: guest.regular(f"file{fd}") for fd in range(files)})

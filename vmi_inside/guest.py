@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from vmi_inside.control.machine import Machine
     from vmi_inside.dumping import Dumped
     from vmi_inside.linux.content import Content
-    from vmi_inside.linux.file_content import FileContent
+    from vmi_inside.linux.files.file_content import FileContent
     from vmi_inside.linux.integrity import Findings
     from vmi_inside.linux.process_contents import ProcessContents
     from vmi_inside.linux.streams import Stream
@@ -167,7 +167,7 @@ class Guest(Tables, ProcessControls, GateControls):
 
         Where several files have had the same path, `device` (major:minor) and `inode` choose.
         """
-        from vmi_inside.linux.find_file import file_content
+        from vmi_inside.linux.files.find_file import file_content
 
         found = file_content(self.kernel, path, device=device, inode=inode)
         if self._live:

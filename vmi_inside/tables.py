@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_ty
 
 if TYPE_CHECKING:
     from vmi_inside.control.gates.listing import Gates
-    from vmi_inside.linux.block_devices import BlockDevices
     from vmi_inside.linux.bpf_attachments import BpfAttachments
     from vmi_inside.linux.bpf_links import BpfLinks
     from vmi_inside.linux.bpf_maps import BpfMaps
     from vmi_inside.linux.bpf_programs import BpfPrograms
     from vmi_inside.linux.buddy_info import BuddyInfo
-    from vmi_inside.linux.cached_files import CachedFiles
     from vmi_inside.linux.containers import Containers
     from vmi_inside.linux.control_groups import ControlGroups
     from vmi_inside.linux.credentials import ProcessCredentials
     from vmi_inside.linux.environments import ProcessEnvs
+    from vmi_inside.linux.files.block_devices import BlockDevices
+    from vmi_inside.linux.files.cached_files import CachedFiles
+    from vmi_inside.linux.files.mounts import Mounts
     from vmi_inside.linux.ftrace_functions import FtraceFunctions
     from vmi_inside.linux.ftrace_ops import FtraceOps
     from vmi_inside.linux.kernel_info import KernelInfo
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from vmi_inside.linux.limits import ProcessLimits
     from vmi_inside.linux.memory_info import MemoryInfo
     from vmi_inside.linux.memory_map import MemoryMap
-    from vmi_inside.linux.mounts import Mounts
     from vmi_inside.linux.namespaces import ProcessNamespaces
     from vmi_inside.linux.network.addresses import InterfaceAddresses
     from vmi_inside.linux.network.hooks import NetfilterHooks
@@ -185,8 +185,8 @@ class Tables:
     kernel_modules: Reading[KernelModules] = Reading("linux.symbols.modules:kernel_modules", "Loaded kernel modules.")
     kernel_info: Reading[KernelInfo] = Reading("linux.kernel_info:kernel_info", "The kernel that runs: one row.")
     kernel_log: ReadingOfRecords[KernelLog] = ReadingOfRecords("linux.kernel_log:kernel_log", "The kernel's log.")
-    mounts: Reading[Mounts] = Reading("linux.mounts:mounts", "Mounts of all mount namespaces.")
-    block_devices: Reading[BlockDevices] = Reading("linux.block_devices:block_devices", "Disks and partitions.")
+    mounts: Reading[Mounts] = Reading("linux.files.mounts:mounts", "Mounts of all mount namespaces.")
+    block_devices: Reading[BlockDevices] = Reading("linux.files.block_devices:block_devices", "Disks and partitions.")
     iomem: Reading[Resources] = Reading("linux.resources:iomem", "Ranges of physical addresses, and what they are.")
     ioports: Reading[Resources] = Reading("linux.resources:ioports", "Ranges of ports, and what they are.")
     kernel_keys: Reading[KernelKeys] = Reading("linux.kernel_keys:kernel_keys", "The kernel's keys and keyrings.")
@@ -244,5 +244,5 @@ class Tables:
         "linux.vm_counters:vm_counters", "Counters of memory, and of what was done with it."
     )
     cached_files: Reading[CachedFiles] = Reading(
-        "linux.cached_files:cached_files", "Files that the kernel has in memory, and how much of each."
+        "linux.files.cached_files:cached_files", "Files that the kernel has in memory, and how much of each."
     )

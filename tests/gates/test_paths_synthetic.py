@@ -9,7 +9,7 @@ from tests.synthetic.guest import NOWHERE
 from vmi_inside.control.gates import layout
 from vmi_inside.control.gates.folders import folders
 from vmi_inside.errors import ControlError, NoFile, Unsupported
-from vmi_inside.linux.lookup import Place, lookup
+from vmi_inside.linux.files.lookup import Place, lookup
 
 
 class Tree:

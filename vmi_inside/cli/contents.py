@@ -10,7 +10,7 @@ from vmi_inside.cli.options import Command
 
 if TYPE_CHECKING:
     from vmi_inside.cli.gaps import Gaps
-    from vmi_inside.linux.file_content import FileContent
+    from vmi_inside.linux.files.file_content import FileContent
 
 _PAGE: Final = 4096
 #: Zeros that are written at once, where a file cannot have holes.

@@ -20,7 +20,7 @@ from vmi_inside.cli.output import Output
 
 if TYPE_CHECKING:
     from vmi_inside.guest import Guest
-    from vmi_inside.linux.cached_files import CachedFiles
+    from vmi_inside.linux.files.cached_files import CachedFiles
 
 #: Files whose page caches are read together.
 _BATCH = 256
@@ -61,7 +61,7 @@ def extract(target: Target, patterns: tuple[str, ...], folder: Path, force: bool
             root = unpack.Folder(folder)
         except OSError as error:
             raise click.FileError(str(folder), error.strerror) from None
-        from vmi_inside.linux.file_content import contents
+        from vmi_inside.linux.files.file_content import contents
 
         for start in range(0, len(table), _BATCH):
             some = table.where(slice(start, start + _BATCH))

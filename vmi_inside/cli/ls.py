@@ -42,8 +42,8 @@ def ls(target: Target, path: str, output: Output) -> None:
     Only names that the guest's kernel has looked up lately are there, on file systems that keep them on a disk; of
     those in memory (tmpfs) all are. Links are followed. Ends with exit code 1 when there is nothing.
     """
-    from vmi_inside.linux.cached_files import CachedFiles
-    from vmi_inside.linux.find_file import listed
+    from vmi_inside.linux.files.cached_files import CachedFiles
+    from vmi_inside.linux.files.find_file import listed
 
     fields = output.choose(CachedFiles.schema, _SHOWN)
     columns = output.needs(fields, "path", "type", "target", "mount", "fault")

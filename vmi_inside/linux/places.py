@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from vmi_inside.linux.paths import paths
+from vmi_inside.linux.files.paths import paths
 from vmi_inside.linux.view import TaskColumn, View
 from vmi_inside.table import Column, Text, text
 from vmi_inside.types import I64, Mask

@@ -14,8 +14,8 @@ import numpy as np
 from vmi_inside.errors import NoProcess, NoSymbol
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.backing import Held
-from vmi_inside.linux.cached_files import cached_files
-from vmi_inside.linux.file_content import FileContent, contents
+from vmi_inside.linux.files.cached_files import cached_files
+from vmi_inside.linux.files.file_content import FileContent, contents
 from vmi_inside.linux.pages import Pages
 from vmi_inside.linux.process_contents import ProcessContents
 from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_TGID

@@ -13,7 +13,7 @@ import numpy as np
 
 from vmi_inside.errors import NoMember, NoSymbol, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.opened import opened
+from vmi_inside.linux.files.opened import opened
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, PAGE_SIZE, U64, Mask
 

@@ -14,7 +14,7 @@ import numpy as np
 from vmi_inside import rbtree, walk
 from vmi_inside.errors import MemoryFault, NoMember, NoSymbol, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.paths import paths
+from vmi_inside.linux.files.paths import paths
 from vmi_inside.linux.symbols.code import Code
 from vmi_inside.linux.trace_events import uprobe_events
 from vmi_inside.structs import Structs

@@ -24,7 +24,7 @@ from vmi_inside.control.gates.subjects import subjects
 from vmi_inside.control.work import Calls
 from vmi_inside.errors import NoSymbol, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.descriptors import descriptors
+from vmi_inside.linux.files.descriptors import descriptors
 from vmi_inside.linux.tasks import PIDTYPE_PID, pids
 from vmi_inside.types import U64, Mask
 

@@ -2,7 +2,7 @@
 
 Knows which file systems keep an inode's number for as long as the file lives, also when the kernel has forgotten the
 file meanwhile (memory is short) and reads it anew. Nothing is held in the guest for it: an address would have to be.
-How a path is followed is `linux.lookup`'s knowledge.
+How a path is followed is `linux.files.lookup`'s knowledge.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vmi_inside.control.gates.layout import Folder
 from vmi_inside.control.places import find_process
 from vmi_inside.errors import ControlError, NoFile, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.lookup import Place, lookup, root_of
+from vmi_inside.linux.files.lookup import Place, lookup, root_of
 
 #: One number space each, and numbers that stay; those that live in memory alone forget nothing.
 _LASTING: Final = ("ext2", "ext3", "ext4", "xfs", "f2fs", "squashfs", "erofs", "tmpfs", "ramfs", "rootfs", "devtmpfs")

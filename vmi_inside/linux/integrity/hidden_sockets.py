@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.descriptors import descriptors
+from vmi_inside.linux.files.descriptors import descriptors
 from vmi_inside.linux.integrity.findings import Finding
 from vmi_inside.linux.integrity.reading import Reading
 from vmi_inside.linux.sockets.hashes import hashed_sockets

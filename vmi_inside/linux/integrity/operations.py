@@ -15,7 +15,7 @@ import numpy as np
 from vmi_inside import ragged, walk
 from vmi_inside.errors import MemoryFault, ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.descriptors import descriptors
+from vmi_inside.linux.files.descriptors import descriptors
 from vmi_inside.linux.integrity.findings import Finding
 from vmi_inside.linux.integrity.module_views import MODULE_SPACE
 from vmi_inside.linux.integrity.proc_entries import ProcEntries

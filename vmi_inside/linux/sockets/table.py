@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.descriptors import MOVED, Descriptors, descriptors, moved
+from vmi_inside.linux.files.descriptors import MOVED, Descriptors, descriptors, moved
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.sockets.hashes import hashed_sockets
 from vmi_inside.linux.sockets.namespaces import network_namespaces

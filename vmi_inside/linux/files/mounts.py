@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.capacity import COUNTS, capacity
-from vmi_inside.linux.mount_tree import Found, mount_tree
-from vmi_inside.linux.opened import Opened
-from vmi_inside.linux.paths import paths
+from vmi_inside.linux.files.capacity import COUNTS, capacity
+from vmi_inside.linux.files.mount_tree import Found, mount_tree
+from vmi_inside.linux.files.opened import Opened
+from vmi_inside.linux.files.paths import paths
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64

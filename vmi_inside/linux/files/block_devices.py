@@ -16,8 +16,8 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import NoSymbol
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.mount_tree import file_systems
-from vmi_inside.linux.opened import opened
+from vmi_inside.linux.files.mount_tree import file_systems
+from vmi_inside.linux.files.opened import opened
 from vmi_inside.linux.symbols.module_types import module_types
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text

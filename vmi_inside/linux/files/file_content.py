@@ -15,7 +15,7 @@ import numpy as np
 
 from vmi_inside.errors import NoFile
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.page_cache import HUGE, cached_pages, filesystems, in_memory
+from vmi_inside.linux.files.page_cache import HUGE, cached_pages, filesystems, in_memory
 from vmi_inside.types import I64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask, distinct
 
 #: No file is believed to be larger; what is said to be so is cut.

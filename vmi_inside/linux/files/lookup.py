@@ -15,7 +15,7 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import NoFile
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.paths import DEPTH_LIMIT, PATH_LIMIT
+from vmi_inside.linux.files.paths import DEPTH_LIMIT, PATH_LIMIT
 from vmi_inside.structs import Structs
 from vmi_inside.types import U64
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from vmi_inside.errors import NoFile
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.cached_files import CachedFiles, cached_files
-from vmi_inside.linux.file_content import FileContent, contents
+from vmi_inside.linux.files.cached_files import CachedFiles, cached_files
+from vmi_inside.linux.files.file_content import FileContent, contents
 
 _COLUMNS: Final = ("inode", "device", "path", "type", "target", "deleted", "address")
 _DELETED: Final = " (deleted)"

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import inodes as all_inodes
-from vmi_inside.linux.opened import Opened
-from vmi_inside.linux.page_cache import cached_pages
-from vmi_inside.linux.paths import paths
+from vmi_inside.linux.files import inodes as all_inodes
+from vmi_inside.linux.files.opened import Opened
+from vmi_inside.linux.files.page_cache import cached_pages
+from vmi_inside.linux.files.paths import paths
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import F64, I64, PAGE_SHIFT, U64, Mask

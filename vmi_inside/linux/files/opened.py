@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.paths import paths
+from vmi_inside.linux.files.paths import paths
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text, text
 from vmi_inside.types import I64, U64, Mask, distinct
