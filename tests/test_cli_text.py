@@ -20,7 +20,7 @@ from vmi_inside.cli.fields import column_cells, duration, moment, size
 from vmi_inside.cli.grids import Grid
 from vmi_inside.control.registers import Registers
 from vmi_inside.errors import VmiError
-from vmi_inside.linux.vm_counters import VmCounters
+from vmi_inside.linux.memory.vm_counters import VmCounters
 from vmi_inside.table import text as words
 
 

@@ -7,10 +7,10 @@ import pytest
 from tests.synthetic.guest import HOLE, NOWHERE
 from tests.synthetic.watched import NODE_ITEMS, VMEMMAP, ZONE_ITEMS, WatchedGuest
 from vmi_inside.errors import Unsupported
-from vmi_inside.linux.memory_info import memory_info
-from vmi_inside.linux.process_memory import process_memory
-from vmi_inside.linux.slab_caches import slab_caches
-from vmi_inside.linux.vm_counters import vm_counters
+from vmi_inside.linux.memory.memory_info import memory_info
+from vmi_inside.linux.memory.process_memory import process_memory
+from vmi_inside.linux.memory.slab_caches import slab_caches
+from vmi_inside.linux.memory.vm_counters import vm_counters
 
 PAGE = 4096
 KINDS = pytest.mark.parametrize(

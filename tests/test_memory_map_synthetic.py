@@ -8,8 +8,8 @@ import pytest
 from tests.synthetic.files import FilesGuest
 from tests.synthetic.guest import HOLE, NOWHERE
 from tests.synthetic.linux import Task
-from vmi_inside.linux import vmas
-from vmi_inside.linux.memory_map import process_memory_map
+from vmi_inside.linux.memory import vmas
+from vmi_inside.linux.memory.memory_map import process_memory_map
 
 R, W, X, SHARED = 1, 2, 4, 0x80
 BASE = 0x5555_0000_0000

@@ -12,10 +12,10 @@ from tests.synthetic.guest import DIRECT, NOWHERE
 from tests.synthetic.linux import Task
 from tests.synthetic.ram import GIB, LARGE, PRESENT, PageTables
 from vmi_inside.errors import NoProcess, NotInMemory, PageFault
-from vmi_inside.linux import user_pages
 from vmi_inside.linux.content import State, kernel_content, physical_content
 from vmi_inside.linux.core_dump import Core, _plan  # its parts are easier to see alone
 from vmi_inside.linux.files.file_content import contents
+from vmi_inside.linux.memory import user_pages
 from vmi_inside.linux.process_contents import ProcessContents
 
 R, W, SHARED, IO = 1, 2, 0x80, 0x4000

@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab.guest import LabGuest
 from vmi_inside.guest import Guest
-from vmi_inside.linux.process_memory import PLAIN, ProcessMemory
+from vmi_inside.linux.memory.process_memory import PLAIN, ProcessMemory
 
 #: Columns, and what /proc/PID/status calls them.
 STATUS = {

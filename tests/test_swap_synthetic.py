@@ -10,8 +10,8 @@ from tests.synthetic.layout import Layout
 from tests.synthetic.watched import EnumProfile, WatchedGuest
 from vmi_inside.errors import Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.buddy_info import buddy_info
-from vmi_inside.linux.swaps import swaps
+from vmi_inside.linux.memory.buddy_info import buddy_info
+from vmi_inside.linux.memory.swaps import swaps
 
 PAGE = 4096
 _SWAP = """

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from tests.lab.guest import LabGuest
 from vmi_inside.cli.app import cli
-from vmi_inside.linux.process_memory import PLAIN
+from vmi_inside.linux.memory.process_memory import PLAIN
 
 Run = Callable[..., Result]
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from vmi_inside.linux.bpf_links import BpfLinks
     from vmi_inside.linux.bpf_maps import BpfMaps
     from vmi_inside.linux.bpf_programs import BpfPrograms
-    from vmi_inside.linux.buddy_info import BuddyInfo
     from vmi_inside.linux.containers import Containers
     from vmi_inside.linux.control_groups import ControlGroups
     from vmi_inside.linux.credentials import ProcessCredentials
@@ -30,8 +29,13 @@ if TYPE_CHECKING:
     from vmi_inside.linux.kernel_log import KernelLog
     from vmi_inside.linux.kprobes import Kprobes
     from vmi_inside.linux.limits import ProcessLimits
-    from vmi_inside.linux.memory_info import MemoryInfo
-    from vmi_inside.linux.memory_map import MemoryMap
+    from vmi_inside.linux.memory.buddy_info import BuddyInfo
+    from vmi_inside.linux.memory.memory_info import MemoryInfo
+    from vmi_inside.linux.memory.memory_map import MemoryMap
+    from vmi_inside.linux.memory.process_memory import ProcessMemory
+    from vmi_inside.linux.memory.slab_caches import SlabCaches
+    from vmi_inside.linux.memory.swaps import Swaps
+    from vmi_inside.linux.memory.vm_counters import VmCounters
     from vmi_inside.linux.namespaces import ProcessNamespaces
     from vmi_inside.linux.network.addresses import InterfaceAddresses
     from vmi_inside.linux.network.hooks import NetfilterHooks
@@ -43,20 +47,16 @@ if TYPE_CHECKING:
     from vmi_inside.linux.network.xtables import Xtables
     from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.perf_events import PerfEvents
-    from vmi_inside.linux.process_memory import ProcessMemory
     from vmi_inside.linux.processes import Processes
     from vmi_inside.linux.resources import Resources
     from vmi_inside.linux.signals import ProcessSignals
-    from vmi_inside.linux.slab_caches import SlabCaches
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.stacks import ProcessStack
-    from vmi_inside.linux.swaps import Swaps
     from vmi_inside.linux.symbols.modules import KernelModules
     from vmi_inside.linux.threads import Threads
     from vmi_inside.linux.timers import Timers
     from vmi_inside.linux.tracepoints import Tracepoints
     from vmi_inside.linux.uprobes import Uprobes
-    from vmi_inside.linux.vm_counters import VmCounters
     from vmi_inside.table import Table
 
 T = TypeVar("T", bound="Table")
@@ -159,7 +159,7 @@ class Tables:
         "linux.open_files:process_open_files", "All open files, working directories, roots and executables."
     )
     process_memory_map: ReadingOfProcesses[MemoryMap] = ReadingOfProcesses(
-        "linux.memory_map:process_memory_map", "The regions of all processes' memory."
+        "linux.memory.memory_map:process_memory_map", "The regions of all processes' memory."
     )
     process_envs: ReadingOfProcesses[ProcessEnvs] = ReadingOfProcesses(
         "linux.environments:process_envs", "All processes' environment variables."
@@ -205,10 +205,12 @@ class Tables:
     netfilter_hooks: Reading[NetfilterHooks] = Reading(
         "linux.network.hooks:netfilter_hooks", "Functions on netfilter's hooks, of all network namespaces."
     )
-    memory_info: Reading[MemoryInfo] = Reading("linux.memory_info:memory_info", "What the system's memory is used for.")
-    slab_caches: Reading[SlabCaches] = Reading("linux.slab_caches:slab_caches", "The kernel's slab caches.")
+    memory_info: Reading[MemoryInfo] = Reading(
+        "linux.memory.memory_info:memory_info", "What the system's memory is used for."
+    )
+    slab_caches: Reading[SlabCaches] = Reading("linux.memory.slab_caches:slab_caches", "The kernel's slab caches.")
     process_memory: ReadingOfProcesses[ProcessMemory] = ReadingOfProcesses(
-        "linux.process_memory:process_memory", "What each process's memory consists of."
+        "linux.memory.process_memory:process_memory", "What each process's memory consists of."
     )
     bpf_programs: Reading[BpfPrograms] = Reading("linux.bpf_programs:bpf_programs", "Loaded eBPF programs.")
     bpf_maps: Reading[BpfMaps] = Reading("linux.bpf_maps:bpf_maps", "eBPF maps.")
@@ -237,11 +239,13 @@ class Tables:
         "linux.network.xtables:xtables", "Tables of legacy iptables, of all network namespaces."
     )
     uprobes: Reading[Uprobes] = Reading("linux.uprobes:uprobes", "Where programs are probed, and by whom.")
-    buddy_info: Reading[BuddyInfo] = Reading("linux.buddy_info:buddy_info", "Free memory by the size of its pieces.")
-    swaps: Reading[Swaps] = Reading("linux.swaps:swaps", "Where memory is swapped to.")
+    buddy_info: Reading[BuddyInfo] = Reading(
+        "linux.memory.buddy_info:buddy_info", "Free memory by the size of its pieces."
+    )
+    swaps: Reading[Swaps] = Reading("linux.memory.swaps:swaps", "Where memory is swapped to.")
     perf_events: Reading[PerfEvents] = Reading("linux.perf_events:perf_events", "Perf events that processes opened.")
     vm_counters: Reading[VmCounters] = Reading(
-        "linux.vm_counters:vm_counters", "Counters of memory, and of what was done with it."
+        "linux.memory.vm_counters:vm_counters", "Counters of memory, and of what was done with it."
     )
     cached_files: Reading[CachedFiles] = Reading(
         "linux.files.cached_files:cached_files", "Files that the kernel has in memory, and how much of each."

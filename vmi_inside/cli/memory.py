@@ -40,7 +40,7 @@ def memory(target: Target, pid: tuple[tuple[int, ...], ...], names: tuple[str, .
     Columns are what /proc/PID/status says: resident pages of anonymous memory, files, shared memory; swap; sizes. With
     --pss also what /proc/PID/smaps_rollup says.
     """
-    from vmi_inside.linux.process_memory import PLAIN
+    from vmi_inside.linux.memory.process_memory import PLAIN
 
     if not pss and not output.columns and output.format != "table":
         output = replace(output, columns=(",".join(PLAIN),))

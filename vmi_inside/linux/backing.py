@@ -14,8 +14,8 @@ import numpy as np
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.content import State
 from vmi_inside.linux.files.page_cache import Cached, cached_pages
+from vmi_inside.linux.memory.vmas import VM_HUGETLB
 from vmi_inside.linux.regions import Region
-from vmi_inside.linux.vmas import VM_HUGETLB
 from vmi_inside.types import I64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
 #: No image of a vdso is larger.

@@ -16,9 +16,10 @@ import numpy as np
 
 from vmi_inside import elf
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import core_notes, vmas
+from vmi_inside.linux import core_notes
 from vmi_inside.linux.backing import Held
 from vmi_inside.linux.content import State
+from vmi_inside.linux.memory import vmas
 from vmi_inside.linux.process_contents import ProcessContents
 from vmi_inside.linux.regions import Region
 from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, align_up

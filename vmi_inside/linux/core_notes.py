@@ -15,7 +15,7 @@ import numpy as np
 
 from vmi_inside import elf
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import mm
+from vmi_inside.linux.memory import mm
 from vmi_inside.linux.process_contents import ProcessContents
 from vmi_inside.linux.regions import Region
 from vmi_inside.linux.tasks import PIDTYPE_PID

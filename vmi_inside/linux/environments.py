@@ -13,7 +13,7 @@ import numpy as np
 
 from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import mm
+from vmi_inside.linux.memory import mm
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.view import View, process_view
 from vmi_inside.table import Column, Table, Text, text

@@ -16,10 +16,10 @@ from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.files.descriptors import DESCRIPTOR_LIMIT, MOVED, descriptors, moved
 from vmi_inside.linux.files.opened import Opened, opened
+from vmi_inside.linux.memory.vmas import user_memory
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.tasks import CHANGED, changed
 from vmi_inside.linux.tasks import pids as all_pids
-from vmi_inside.linux.vmas import user_memory
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask

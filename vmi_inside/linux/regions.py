@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import vmas
 from vmi_inside.linux.content import State
 from vmi_inside.linux.files.page_cache import in_memory
-from vmi_inside.linux.memory_map import process_memory_map
+from vmi_inside.linux.memory import vmas
+from vmi_inside.linux.memory.memory_map import process_memory_map
 from vmi_inside.types import PAGE_SIZE, align_up
 
 #: User addresses end here at the latest (5-level paging).

@@ -16,8 +16,8 @@ from vmi_inside.kernel import Kernel
 from vmi_inside.linux.files.opened import opened
 from vmi_inside.linux.integrity.findings import Finding
 from vmi_inside.linux.integrity.reading import Reading
+from vmi_inside.linux.memory.vmas import user_memory
 from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_PID
-from vmi_inside.linux.vmas import user_memory
 from vmi_inside.structs import Structs
 from vmi_inside.types import I64, U64, Mask, distinct
 

@@ -12,12 +12,12 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import mm
 from vmi_inside.linux.files.opened import opened
 from vmi_inside.linux.integrity.findings import Finding
 from vmi_inside.linux.integrity.reading import Reading
+from vmi_inside.linux.memory import mm
+from vmi_inside.linux.memory.vmas import user_memory
 from vmi_inside.linux.tasks import PF_KTHREAD
-from vmi_inside.linux.vmas import user_memory
 from vmi_inside.types import U64
 
 _KTHREADD: Final = 2

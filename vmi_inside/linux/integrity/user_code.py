@@ -14,7 +14,7 @@ import numpy as np
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.integrity.findings import Finding
 from vmi_inside.linux.integrity.reading import Reading
-from vmi_inside.linux.vmas import VM_EXEC, VM_WRITE, regions, user_memory
+from vmi_inside.linux.memory.vmas import VM_EXEC, VM_WRITE, regions, user_memory
 from vmi_inside.types import U64, Mask
 
 _ELF: Final = 0x464C457F  # "\x7fELF"

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.vmstat import Zones
+from vmi_inside.linux.memory.vmstat import Zones
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, PAGE_SIZE, U64
 

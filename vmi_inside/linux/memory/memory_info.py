@@ -15,7 +15,7 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import MemoryFault, NoMember, ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import vmstat
+from vmi_inside.linux.memory import vmstat
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, text
 from vmi_inside.types import I64, PAGE_SHIFT, PAGE_SIZE

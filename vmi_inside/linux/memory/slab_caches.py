@@ -14,7 +14,7 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import NoSymbol, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.vmstat import NODE_LIMIT
+from vmi_inside.linux.memory.vmstat import NODE_LIMIT
 from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, PAGE_SIZE, U64, Mask

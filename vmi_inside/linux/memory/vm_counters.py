@@ -14,7 +14,7 @@ import numpy as np
 
 from vmi_inside.errors import NoMember, NoSymbol, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.vmstat import counters
+from vmi_inside.linux.memory.vmstat import counters
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64
 

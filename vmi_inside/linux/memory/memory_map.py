@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from vmi_inside.errors import MemoryFault
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import vmas
 from vmi_inside.linux.files.opened import Opened, opened
+from vmi_inside.linux.memory import vmas
 from vmi_inside.linux.tasks import CHANGED, changed
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.structs import Structs

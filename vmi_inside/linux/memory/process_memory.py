@@ -13,12 +13,12 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import mm
+from vmi_inside.linux.memory import mm
+from vmi_inside.linux.memory.resident import Shares, shares
+from vmi_inside.linux.memory.vmas import user_memory
 from vmi_inside.linux.names import task_names
-from vmi_inside.linux.resident import Shares, shares
 from vmi_inside.linux.tasks import CHANGED, changed
 from vmi_inside.linux.tasks import pids as all_pids
-from vmi_inside.linux.vmas import user_memory
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, PAGE_SHIFT, PAGE_SIZE, Mask

@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.mapcounts import SHARE_SHIFT, MapCounts
-from vmi_inside.linux.vmas import regions
+from vmi_inside.linux.memory.mapcounts import SHARE_SHIFT, MapCounts
+from vmi_inside.linux.memory.vmas import regions
 from vmi_inside.structs import Structs
 from vmi_inside.types import I64, MASK64, PAGE_SHIFT, U64, Mask, distinct
 
