@@ -7,7 +7,7 @@ from typing import Any
 
 from tests import truth
 from tests.lab.guest import LabGuest
-from vmi_inside.linux.processes import Processes
+from vmi_inside.linux.processes.processes import Processes
 from vmi_inside.linux.sockets import OpenSockets
 
 #: Columns that stay the same while a process sleeps.

@@ -24,10 +24,10 @@ from vmi_inside import __version__, errors
 from vmi_inside.cli import options
 from vmi_inside.cli.app import COMMANDS, cli
 from vmi_inside.guest import Guests
-from vmi_inside.linux.processes import Processes
+from vmi_inside.linux.processes.processes import Processes
+from vmi_inside.linux.processes.threads import Threads
 from vmi_inside.linux.sockets.table import OpenSockets
 from vmi_inside.linux.system import SystemInfo
-from vmi_inside.linux.threads import Threads
 from vmi_inside.table import Table, text
 
 EVIL = "\x1b]0;owned\x07\u202e[bold]x[/bold]\n"

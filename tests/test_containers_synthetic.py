@@ -9,9 +9,9 @@ import pytest
 from tests.synthetic import LinuxGuest
 from tests.synthetic.guest import HOLE, NOWHERE
 from tests.synthetic.linux import Task
-from vmi_inside.linux.container_names import container, unit
-from vmi_inside.linux.containers import containers
-from vmi_inside.linux.processes import processes
+from vmi_inside.linux.processes.container_names import container, unit
+from vmi_inside.linux.processes.containers import containers
+from vmi_inside.linux.processes.processes import processes
 
 HEX = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4

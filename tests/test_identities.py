@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.identities import IDENTITIES, changed
-from vmi_inside.linux.namespaces import ProcessNamespaces
-from vmi_inside.linux.threads import Threads
+from vmi_inside.linux.processes.namespaces import ProcessNamespaces
+from vmi_inside.linux.processes.threads import Threads
 from vmi_inside.table import text
 from vmi_inside.tables import TABLES
 

@@ -9,7 +9,7 @@ import pytest
 
 import vmi_inside
 from tests.lab.guest import LabGuest
-from vmi_inside.linux.open_files import OpenFiles
+from vmi_inside.linux.processes.open_files import OpenFiles
 
 #: stat's file types, by the upper bits of a mode.
 KINDS = {0o01: "fifo", 0o02: "chr", 0o04: "dir", 0o06: "blk", 0o10: "reg", 0o12: "lnk", 0o14: "sock"}

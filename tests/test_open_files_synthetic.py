@@ -7,7 +7,7 @@ import pytest
 from tests.synthetic.files import FilesGuest
 from tests.synthetic.guest import HOLE, NOWHERE
 from tests.synthetic.linux import Task
-from vmi_inside.linux.open_files import OpenFiles, process_open_files
+from vmi_inside.linux.processes.open_files import OpenFiles, process_open_files
 
 FIFO, SOCK = 0o010600, 0o140777
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from tests.lab.guest import LabGuest
 from tests.proc import lasting, lines, status, whole
-from vmi_inside.linux.credentials import CAPABILITIES, capability
-from vmi_inside.linux.signals import signal_name
+from vmi_inside.linux.processes.credentials import CAPABILITIES, capability
+from vmi_inside.linux.processes.signals import signal_name
 
 UNLIMITED = (1 << 64) - 1
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")

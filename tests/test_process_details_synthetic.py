@@ -10,12 +10,12 @@ import pytest
 from tests.synthetic.details import DetailsGuest
 from tests.synthetic.guest import HOLE, NOWHERE
 from tests.synthetic.linux import PF_KTHREAD
-from vmi_inside.linux.credentials import process_credentials
-from vmi_inside.linux.environments import process_envs
-from vmi_inside.linux.limits import process_limits
-from vmi_inside.linux.namespaces import process_namespaces
-from vmi_inside.linux.signals import process_signals
-from vmi_inside.linux.stacks import process_stack
+from vmi_inside.linux.processes.credentials import process_credentials
+from vmi_inside.linux.processes.environments import process_envs
+from vmi_inside.linux.processes.limits import process_limits
+from vmi_inside.linux.processes.namespaces import process_namespaces
+from vmi_inside.linux.processes.signals import process_signals
+from vmi_inside.linux.processes.stacks import process_stack
 
 KINDS = pytest.mark.parametrize(
     "kind", [{}, {"levels": 5, "scattered": True}, {"older": True}], ids=["newer", "scattered", "older"]

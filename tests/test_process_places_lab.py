@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.lab.guest import LabGuest
 from tests.proc import lasting, lines, whole
-from vmi_inside.linux.scheduling import POLICIES
+from vmi_inside.linux.processes.scheduling import POLICIES
 
 #: Of /proc/PID/stat, counted from behind the name.
 PGRP, SESSION, TTY, PROCESSOR, RT_PRIORITY, POLICY = 2, 3, 4, 36, 37, 38

@@ -9,11 +9,11 @@ import numpy as np
 
 from tests.lab.guest import LabGuest
 from tests.proc import lasting
-from vmi_inside.linux import unwind
-from vmi_inside.linux.sleeping import MEMBERS, Stacks
+from vmi_inside.linux.processes import unwind
+from vmi_inside.linux.processes.sleeping import MEMBERS, Stacks
+from vmi_inside.linux.processes.view import View, process_view
 from vmi_inside.linux.symbols.code import Code
 from vmi_inside.linux.tasks import PIDTYPE_PID
-from vmi_inside.linux.view import View, process_view
 
 
 def inside(guest: LabGuest) -> dict[int, list[str]]:

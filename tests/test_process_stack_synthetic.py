@@ -8,10 +8,10 @@ import pytest
 
 from tests.synthetic.guest import HOLE, NOWHERE
 from tests.synthetic.stacks import FRAMES, STACK_SIZE, StackGuest
-from vmi_inside.linux.processes import processes
-from vmi_inside.linux.stacks import ProcessStack, process_stack
-from vmi_inside.linux.threads import threads
-from vmi_inside.linux.unwind import FRAME_LIMIT
+from vmi_inside.linux.processes.processes import processes
+from vmi_inside.linux.processes.stacks import ProcessStack, process_stack
+from vmi_inside.linux.processes.threads import threads
+from vmi_inside.linux.processes.unwind import FRAME_LIMIT
 
 KINDS = pytest.mark.parametrize(
     "kind", [{}, {"older": True}, {"renumbered": True}, {"scattered": True}],

@@ -8,7 +8,7 @@ import pytest
 from tests.synthetic import LinuxGuest
 from tests.synthetic.guest import BOOTED, HOLE, NOWHERE
 from tests.synthetic.linux import PF_KTHREAD, PF_WQ_WORKER, STACK, Task
-from vmi_inside.linux.processes import Processes, processes
+from vmi_inside.linux.processes.processes import Processes, processes
 
 KINDS = [
     pytest.param(

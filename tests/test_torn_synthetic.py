@@ -11,9 +11,9 @@ from tests.synthetic.files import FilesGuest
 from tests.synthetic.linux import Task
 from tests.synthetic.stacks import StackGuest
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.namespaces import process_namespaces
-from vmi_inside.linux.open_files import process_open_files
-from vmi_inside.linux.processes import processes
+from vmi_inside.linux.processes.namespaces import process_namespaces
+from vmi_inside.linux.processes.open_files import process_open_files
+from vmi_inside.linux.processes.processes import processes
 from vmi_inside.linux.sockets import process_open_sockets
 from vmi_inside.memory import PhysicalMemory, Run
 from vmi_inside.table import Table

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from vmi_inside.linux.bpf_links import BpfLinks
     from vmi_inside.linux.bpf_maps import BpfMaps
     from vmi_inside.linux.bpf_programs import BpfPrograms
-    from vmi_inside.linux.containers import Containers
-    from vmi_inside.linux.control_groups import ControlGroups
-    from vmi_inside.linux.credentials import ProcessCredentials
-    from vmi_inside.linux.environments import ProcessEnvs
     from vmi_inside.linux.files.block_devices import BlockDevices
     from vmi_inside.linux.files.cached_files import CachedFiles
     from vmi_inside.linux.files.mounts import Mounts
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
     from vmi_inside.linux.kernel_keys import KernelKeys
     from vmi_inside.linux.kernel_log import KernelLog
     from vmi_inside.linux.kprobes import Kprobes
-    from vmi_inside.linux.limits import ProcessLimits
     from vmi_inside.linux.memory.buddy_info import BuddyInfo
     from vmi_inside.linux.memory.memory_info import MemoryInfo
     from vmi_inside.linux.memory.memory_map import MemoryMap
@@ -36,7 +31,6 @@ if TYPE_CHECKING:
     from vmi_inside.linux.memory.slab_caches import SlabCaches
     from vmi_inside.linux.memory.swaps import Swaps
     from vmi_inside.linux.memory.vm_counters import VmCounters
-    from vmi_inside.linux.namespaces import ProcessNamespaces
     from vmi_inside.linux.network.addresses import InterfaceAddresses
     from vmi_inside.linux.network.hooks import NetfilterHooks
     from vmi_inside.linux.network.interfaces import InterfaceDetails
@@ -45,15 +39,21 @@ if TYPE_CHECKING:
     from vmi_inside.linux.network.nftables_sets import NftablesSets
     from vmi_inside.linux.network.routes import Routes
     from vmi_inside.linux.network.xtables import Xtables
-    from vmi_inside.linux.open_files import OpenFiles
     from vmi_inside.linux.perf_events import PerfEvents
-    from vmi_inside.linux.processes import Processes
+    from vmi_inside.linux.processes.containers import Containers
+    from vmi_inside.linux.processes.control_groups import ControlGroups
+    from vmi_inside.linux.processes.credentials import ProcessCredentials
+    from vmi_inside.linux.processes.environments import ProcessEnvs
+    from vmi_inside.linux.processes.limits import ProcessLimits
+    from vmi_inside.linux.processes.namespaces import ProcessNamespaces
+    from vmi_inside.linux.processes.open_files import OpenFiles
+    from vmi_inside.linux.processes.processes import Processes
+    from vmi_inside.linux.processes.signals import ProcessSignals
+    from vmi_inside.linux.processes.stacks import ProcessStack
+    from vmi_inside.linux.processes.threads import Threads
     from vmi_inside.linux.resources import Resources
-    from vmi_inside.linux.signals import ProcessSignals
     from vmi_inside.linux.sockets import OpenSockets
-    from vmi_inside.linux.stacks import ProcessStack
     from vmi_inside.linux.symbols.modules import KernelModules
-    from vmi_inside.linux.threads import Threads
     from vmi_inside.linux.timers import Timers
     from vmi_inside.linux.tracepoints import Tracepoints
     from vmi_inside.linux.uprobes import Uprobes
@@ -150,37 +150,37 @@ class ReadingOfRecords(Reading[T]):
 class Tables:
     """A guest's tables, each a method: `guest.processes(columns=("pid", "name"))`."""
 
-    processes: Reading[Processes] = Reading("linux.processes:processes", "All processes, containers' too.")
-    threads: Reading[Threads] = Reading("linux.threads:threads", "All threads of all processes.")
+    processes: Reading[Processes] = Reading("linux.processes.processes:processes", "All processes, containers' too.")
+    threads: Reading[Threads] = Reading("linux.processes.threads:threads", "All threads of all processes.")
     process_open_sockets: Reading[OpenSockets] = Reading(
         "linux.sockets:process_open_sockets", "All sockets, and who holds them."
     )
     process_open_files: ReadingOfProcesses[OpenFiles] = ReadingOfProcesses(
-        "linux.open_files:process_open_files", "All open files, working directories, roots and executables."
+        "linux.processes.open_files:process_open_files", "All open files, working directories, roots and executables."
     )
     process_memory_map: ReadingOfProcesses[MemoryMap] = ReadingOfProcesses(
         "linux.memory.memory_map:process_memory_map", "The regions of all processes' memory."
     )
     process_envs: ReadingOfProcesses[ProcessEnvs] = ReadingOfProcesses(
-        "linux.environments:process_envs", "All processes' environment variables."
+        "linux.processes.environments:process_envs", "All processes' environment variables."
     )
     process_namespaces: ReadingOfProcesses[ProcessNamespaces] = ReadingOfProcesses(
-        "linux.namespaces:process_namespaces", "The namespaces of all processes."
+        "linux.processes.namespaces:process_namespaces", "The namespaces of all processes."
     )
     process_credentials: ReadingOfProcesses[ProcessCredentials] = ReadingOfProcesses(
-        "linux.credentials:process_credentials", "All processes' ids, groups, capabilities and confinement."
+        "linux.processes.credentials:process_credentials", "All processes' ids, groups, capabilities and confinement."
     )
     process_limits: ReadingOfProcesses[ProcessLimits] = ReadingOfProcesses(
-        "linux.limits:process_limits", "The resource limits of all processes."
+        "linux.processes.limits:process_limits", "The resource limits of all processes."
     )
     process_signals: ReadingOfProcesses[ProcessSignals] = ReadingOfProcesses(
-        "linux.signals:process_signals", "Signals of all processes, and who traces whom."
+        "linux.processes.signals:process_signals", "Signals of all processes, and who traces whom."
     )
     process_stack: ReadingOfProcesses[ProcessStack] = ReadingOfProcesses(
-        "linux.stacks:process_stack", "The kernel stacks of all threads that do not run."
+        "linux.processes.stacks:process_stack", "The kernel stacks of all threads that do not run."
     )
     containers: Reading[Containers] = Reading(
-        "linux.containers:containers", "Containers, by control groups and namespaces."
+        "linux.processes.containers:containers", "Containers, by control groups and namespaces."
     )
     kernel_modules: Reading[KernelModules] = Reading("linux.symbols.modules:kernel_modules", "Loaded kernel modules.")
     kernel_info: Reading[KernelInfo] = Reading("linux.kernel_info:kernel_info", "The kernel that runs: one row.")
@@ -228,7 +228,9 @@ class Tables:
     )
     gates: Reading[Gates] = Reading("control.gates.listing:gates", "What is denied to whom, and how often it was.")
     timers: Reading[Timers] = Reading("linux.timers:timers", "Timers that wait, of all CPUs.")
-    cgroups: Reading[ControlGroups] = Reading("linux.control_groups:cgroups", "Control groups of all hierarchies.")
+    cgroups: Reading[ControlGroups] = Reading(
+        "linux.processes.control_groups:cgroups", "Control groups of all hierarchies."
+    )
     nftables: Reading[Nftables] = Reading(
         "linux.network.nftables:nftables", "Tables and chains of nftables, of all network namespaces."
     )

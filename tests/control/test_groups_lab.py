@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.lab.guest import LabGuest
-from vmi_inside.linux.control_groups import ControlGroups
+from vmi_inside.linux.processes.control_groups import ControlGroups
 
 #: Groups of all kinds: with controllers, frozen, removed but charged with memory, and in a hierarchy of v1.
 GROUPS = r"""

@@ -7,7 +7,7 @@ import pytest
 from tests.synthetic import LinuxGuest, SyntheticGuest
 from tests.synthetic.guest import HOLE, NOWHERE
 from vmi_inside.errors import Unsupported
-from vmi_inside.linux.control_groups import cgroups
+from vmi_inside.linux.processes.control_groups import cgroups
 
 STRUCTS = """
 cgroup_subsys_state 64

@@ -13,8 +13,8 @@ from vmi_inside.control.gates.standing import Site
 from vmi_inside.control.machine import HARDWARE
 from vmi_inside.control.sleepers import standing
 from vmi_inside.errors import Unsafe
+from vmi_inside.linux.processes.unwind import frames
 from vmi_inside.linux.symbols.code import Code
-from vmi_inside.linux.unwind import frames
 
 
 def stop_at(guest: vmi_inside.Guest, address: int) -> None:

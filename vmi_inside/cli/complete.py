@@ -17,7 +17,10 @@ from vmi_inside.errors import VmiError
 _FILE: Final = ("file:", "qmp:", "libvmi:")
 _MOST: Final = 1000
 #: The tables of commands, for their columns' names.
-_TABLES: Final = {"ps": "vmi_inside.linux.processes:Processes", "ss": "vmi_inside.linux.sockets.table:OpenSockets"}
+_TABLES: Final = {
+    "ps": "vmi_inside.linux.processes.processes:Processes",
+    "ss": "vmi_inside.linux.sockets.table:OpenSockets",
+}
 
 
 def targets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

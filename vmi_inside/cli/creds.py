@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _effective(table: Table) -> list[str]:
     """The effective capabilities; in a word where they are all that there are."""
-    from vmi_inside.linux.credentials import CAPABILITIES
+    from vmi_inside.linux.processes.credentials import CAPABILITIES
 
     every = (1 << len(CAPABILITIES)) - 1
     pairs = zip(table.effective.tolist(), table.effective_mask.tolist(), strict=True)
@@ -52,7 +52,7 @@ def creds(
 
     Several --cap must all be there. Ends with exit code 1 when something was asked for and nothing is there.
     """
-    from vmi_inside.linux.credentials import CAPABILITIES
+    from vmi_inside.linux.processes.credentials import CAPABILITIES
 
     asked = {f"cap_{each.lower().removeprefix('cap_')}" for each in caps}
     unknown = sorted(each for each in asked if each.removeprefix("cap_") not in CAPABILITIES)

@@ -19,7 +19,7 @@ def _limit(name: str) -> Field:
     """A limit in a number, or in the word that ulimit has."""
 
     def cells(table: Table) -> list[str]:
-        from vmi_inside.linux.limits import UNLIMITED
+        from vmi_inside.linux.processes.limits import UNLIMITED
 
         return ["unlimited" if each == UNLIMITED else str(each) for each in table.column(name).tolist()]
 

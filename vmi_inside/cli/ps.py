@@ -70,11 +70,11 @@ def ps(
     if threads and (tree or user):
         raise click.UsageError(f"--threads has no {'--tree' if tree else '--user'}.")
     if threads:
-        from vmi_inside.linux.threads import Threads
+        from vmi_inside.linux.processes.threads import Threads
 
         schema, default = Threads.schema, _THREADS
     else:
-        from vmi_inside.linux.processes import Processes
+        from vmi_inside.linux.processes.processes import Processes
 
         schema, default = Processes.schema, _PROCESSES
     fields = output.choose(schema, default)

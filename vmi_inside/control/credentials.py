@@ -16,7 +16,7 @@ from vmi_inside.control.rehearsal import Changing
 from vmi_inside.control.signals import Target, same
 from vmi_inside.errors import ControlError, Unsafe
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.credentials import CAPABILITIES
+from vmi_inside.linux.processes.credentials import CAPABILITIES
 from vmi_inside.linux.tasks import PIDTYPE_PID, pids
 from vmi_inside.types import distinct
 

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.processes import Processes
+from vmi_inside.linux.processes.processes import Processes
 from vmi_inside.linux.tasks import PIDTYPE_TGID, pids
 
 PIDTYPE_PGID: Final = 2  # enum pid_type (include/linux/pid.h)

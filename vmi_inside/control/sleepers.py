@@ -14,9 +14,9 @@ import numpy as np
 from vmi_inside import ragged
 from vmi_inside.errors import MemoryFault, NoMember, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.processes.unwind import frames
 from vmi_inside.linux.symbols.code import Code
 from vmi_inside.linux.tasks import PIDTYPE_PID, pids
-from vmi_inside.linux.unwind import frames
 from vmi_inside.structs import Structs
 from vmi_inside.types import PAGE_MASK, Mask, distinct
 

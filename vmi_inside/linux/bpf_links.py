@@ -17,8 +17,8 @@ from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux import bpf_objects
 from vmi_inside.linux.bpf_programs import targets
-from vmi_inside.linux.cgroups import node_paths
 from vmi_inside.linux.files.paths import paths
+from vmi_inside.linux.processes.cgroups import node_paths
 from vmi_inside.linux.symbols.code import Code
 from vmi_inside.linux.trace_events import event_targets
 from vmi_inside.structs import Structs

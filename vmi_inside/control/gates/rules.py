@@ -17,7 +17,7 @@ from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.control.places import find_process, started
 from vmi_inside.errors import ControlError, NoMember, NoSymbol, Unsafe
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.cgroups import DEPTH_LIMIT, node_paths
+from vmi_inside.linux.processes.cgroups import DEPTH_LIMIT, node_paths
 from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_PID, pids
 from vmi_inside.structs import Structs
 from vmi_inside.types import Mask

@@ -10,7 +10,7 @@ import numpy as np
 from vmi_inside.control.gates.layout import Rule, Scope
 from vmi_inside.control.gates.offsets import Offsets
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.cgroups import DEPTH_LIMIT
+from vmi_inside.linux.processes.cgroups import DEPTH_LIMIT
 from vmi_inside.linux.tasks import PF_KTHREAD
 from vmi_inside.structs import Structs
 from vmi_inside.types import Mask

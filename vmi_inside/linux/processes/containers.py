@@ -14,10 +14,10 @@ import numpy as np
 
 from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import cgroups
-from vmi_inside.linux.container_names import Container, container, unit
 from vmi_inside.linux.names import task_names
-from vmi_inside.linux.view import View, process_view
+from vmi_inside.linux.processes import cgroups
+from vmi_inside.linux.processes.container_names import Container, container, unit
+from vmi_inside.linux.processes.view import View, process_view
 from vmi_inside.table import Column, Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.linux.files.paths import paths
-from vmi_inside.linux.view import TaskColumn, View
+from vmi_inside.linux.processes.view import TaskColumn, View
 from vmi_inside.table import Column, Text, text
 from vmi_inside.types import I64, Mask
 
@@ -49,7 +49,7 @@ class Placed(View):
     @cached_property
     def memberships(self) -> tuple[Text, Text]:
         """The container and the unit of systemd that each is in."""
-        from vmi_inside.linux.containers import memberships
+        from vmi_inside.linux.processes.containers import memberships
 
         return memberships(self)
 

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import unwind
 from vmi_inside.linux.names import task_names
-from vmi_inside.linux.sleeping import MEMBERS
+from vmi_inside.linux.processes import unwind
+from vmi_inside.linux.processes.sleeping import MEMBERS
+from vmi_inside.linux.processes.view import View, process_view
 from vmi_inside.linux.symbols.code import Code
 from vmi_inside.linux.tasks import PIDTYPE_PID
-from vmi_inside.linux.view import View, process_view
 from vmi_inside.table import Column, Table, Text, text
 from vmi_inside.types import I64, U64
 

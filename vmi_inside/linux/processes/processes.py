@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import names, places, scheduling, sleeping, states
-from vmi_inside.linux.view import DEFAULT_PRIORITY, TaskColumn, View, process_table, start_times
+from vmi_inside.linux import names
+from vmi_inside.linux.processes import places, scheduling, sleeping, states
+from vmi_inside.linux.processes.view import DEFAULT_PRIORITY, TaskColumn, View, process_table, start_times
 from vmi_inside.table import Table, Text, text
 from vmi_inside.types import I64, PAGE_SIZE, U64
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from vmi_inside.linux.view import TaskColumn, View
+from vmi_inside.linux.processes.view import TaskColumn, View
 from vmi_inside.table import Text, text
 
 #: SCHED_NORMAL, FIFO, RR, BATCH, ISO (never made), IDLE, DEADLINE, EXT, as chrt calls them.

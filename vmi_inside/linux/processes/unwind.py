@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from vmi_inside import ragged
 from vmi_inside.errors import NoSymbol, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.sleeping import MEMBERS, RUNS, Stacks
+from vmi_inside.linux.processes.sleeping import MEMBERS, RUNS, Stacks
+from vmi_inside.linux.processes.view import View
 from vmi_inside.linux.symbols import orc
 from vmi_inside.linux.symbols.code import Code
-from vmi_inside.linux.view import View
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text
 from vmi_inside.types import I64, U64, Mask

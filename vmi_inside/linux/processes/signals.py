@@ -13,11 +13,11 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import states
 from vmi_inside.linux.bits import words
 from vmi_inside.linux.names import task_names
+from vmi_inside.linux.processes import states
+from vmi_inside.linux.processes.view import TaskColumn, View, process_table
 from vmi_inside.linux.tasks import PIDTYPE_PID
-from vmi_inside.linux.view import TaskColumn, View, process_table
 from vmi_inside.structs import Structs
 from vmi_inside.table import Column, Table, Text, text
 from vmi_inside.types import I64, U64

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import cputime, scheduling, sleeping, states
 from vmi_inside.linux.names import task_names
+from vmi_inside.linux.processes import cputime, scheduling, sleeping, states
+from vmi_inside.linux.processes.view import DEFAULT_PRIORITY, TaskColumn, View, process_table, start_times
 from vmi_inside.linux.tasks import PIDTYPE_PID
-from vmi_inside.linux.view import DEFAULT_PRIORITY, TaskColumn, View, process_table, start_times
 from vmi_inside.table import Table, Text, text
 from vmi_inside.types import I64, U64, Mask
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.view import TaskColumn, View
+from vmi_inside.linux.processes.view import TaskColumn, View
 from vmi_inside.structs import Structs
 from vmi_inside.table import Text
 from vmi_inside.types import U64, Mask
@@ -64,7 +64,7 @@ class Stacks:
 
 def _wait_channel(view: View) -> Text:
     """The function that each waits in: what finds it is loaded when it is asked for."""
-    from vmi_inside.linux.unwind import wait_channel
+    from vmi_inside.linux.processes.unwind import wait_channel
 
     return wait_channel(view)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.names import task_names
-from vmi_inside.linux.view import TaskColumn, View, process_table
+from vmi_inside.linux.processes.view import TaskColumn, View, process_table
 from vmi_inside.table import Column, Table, Text, text
 from vmi_inside.types import I64
 

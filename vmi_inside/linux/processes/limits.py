@@ -12,7 +12,7 @@ import numpy as np
 
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.names import task_names
-from vmi_inside.linux.view import View, process_view
+from vmi_inside.linux.processes.view import View, process_view
 from vmi_inside.table import Column, Table, Text, text
 from vmi_inside.types import I64, MASK64, U64
 

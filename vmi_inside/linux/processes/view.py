@@ -15,9 +15,10 @@ import numpy as np
 
 from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import cgroups, clock, cputime
+from vmi_inside.linux import clock
 from vmi_inside.linux.files import paths
 from vmi_inside.linux.memory import mm
+from vmi_inside.linux.processes import cgroups, cputime
 from vmi_inside.linux.tasks import CHANGED, PF_KTHREAD, PIDTYPE_PID, PIDTYPE_TGID, Pids, changed
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.structs import Names, Structs
