@@ -10,16 +10,16 @@ from tests.synthetic.guest import BOOTED, HOLE, NOWHERE
 from tests.synthetic.traced import TEXT, TracedGuest
 from vmi_inside.errors import Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.bpf_attachments import bpf_attachments
-from vmi_inside.linux.bpf_links import bpf_links
-from vmi_inside.linux.bpf_maps import bpf_maps
-from vmi_inside.linux.bpf_programs import bpf_programs
-from vmi_inside.linux.ftrace_functions import ftrace_functions
-from vmi_inside.linux.ftrace_ops import ftrace_ops
-from vmi_inside.linux.kprobes import kprobes
-from vmi_inside.linux.perf_events import perf_events
-from vmi_inside.linux.tracepoints import tracepoints
-from vmi_inside.linux.uprobes import uprobes
+from vmi_inside.linux.tracing.bpf_attachments import bpf_attachments
+from vmi_inside.linux.tracing.bpf_links import bpf_links
+from vmi_inside.linux.tracing.bpf_maps import bpf_maps
+from vmi_inside.linux.tracing.bpf_programs import bpf_programs
+from vmi_inside.linux.tracing.ftrace_functions import ftrace_functions
+from vmi_inside.linux.tracing.ftrace_ops import ftrace_ops
+from vmi_inside.linux.tracing.kprobes import kprobes
+from vmi_inside.linux.tracing.perf_events import perf_events
+from vmi_inside.linux.tracing.tracepoints import tracepoints
+from vmi_inside.linux.tracing.uprobes import uprobes
 from vmi_inside.table import Table
 
 WILD = pytest.mark.parametrize("wild", [NOWHERE, HOLE, 8, (1 << 64) - 8, 0x1234_5678_9ABC_DEF0])

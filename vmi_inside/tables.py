@@ -11,19 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, get_ty
 
 if TYPE_CHECKING:
     from vmi_inside.control.gates.listing import Gates
-    from vmi_inside.linux.bpf_attachments import BpfAttachments
-    from vmi_inside.linux.bpf_links import BpfLinks
-    from vmi_inside.linux.bpf_maps import BpfMaps
-    from vmi_inside.linux.bpf_programs import BpfPrograms
     from vmi_inside.linux.files.block_devices import BlockDevices
     from vmi_inside.linux.files.cached_files import CachedFiles
     from vmi_inside.linux.files.mounts import Mounts
-    from vmi_inside.linux.ftrace_functions import FtraceFunctions
-    from vmi_inside.linux.ftrace_ops import FtraceOps
     from vmi_inside.linux.kernel_info import KernelInfo
     from vmi_inside.linux.kernel_keys import KernelKeys
     from vmi_inside.linux.kernel_log import KernelLog
-    from vmi_inside.linux.kprobes import Kprobes
     from vmi_inside.linux.memory.buddy_info import BuddyInfo
     from vmi_inside.linux.memory.memory_info import MemoryInfo
     from vmi_inside.linux.memory.memory_map import MemoryMap
@@ -39,7 +32,6 @@ if TYPE_CHECKING:
     from vmi_inside.linux.network.nftables_sets import NftablesSets
     from vmi_inside.linux.network.routes import Routes
     from vmi_inside.linux.network.xtables import Xtables
-    from vmi_inside.linux.perf_events import PerfEvents
     from vmi_inside.linux.processes.containers import Containers
     from vmi_inside.linux.processes.control_groups import ControlGroups
     from vmi_inside.linux.processes.credentials import ProcessCredentials
@@ -55,8 +47,16 @@ if TYPE_CHECKING:
     from vmi_inside.linux.sockets import OpenSockets
     from vmi_inside.linux.symbols.modules import KernelModules
     from vmi_inside.linux.timers import Timers
-    from vmi_inside.linux.tracepoints import Tracepoints
-    from vmi_inside.linux.uprobes import Uprobes
+    from vmi_inside.linux.tracing.bpf_attachments import BpfAttachments
+    from vmi_inside.linux.tracing.bpf_links import BpfLinks
+    from vmi_inside.linux.tracing.bpf_maps import BpfMaps
+    from vmi_inside.linux.tracing.bpf_programs import BpfPrograms
+    from vmi_inside.linux.tracing.ftrace_functions import FtraceFunctions
+    from vmi_inside.linux.tracing.ftrace_ops import FtraceOps
+    from vmi_inside.linux.tracing.kprobes import Kprobes
+    from vmi_inside.linux.tracing.perf_events import PerfEvents
+    from vmi_inside.linux.tracing.tracepoints import Tracepoints
+    from vmi_inside.linux.tracing.uprobes import Uprobes
     from vmi_inside.table import Table
 
 T = TypeVar("T", bound="Table")
@@ -212,19 +212,20 @@ class Tables:
     process_memory: ReadingOfProcesses[ProcessMemory] = ReadingOfProcesses(
         "linux.memory.process_memory:process_memory", "What each process's memory consists of."
     )
-    bpf_programs: Reading[BpfPrograms] = Reading("linux.bpf_programs:bpf_programs", "Loaded eBPF programs.")
-    bpf_maps: Reading[BpfMaps] = Reading("linux.bpf_maps:bpf_maps", "eBPF maps.")
-    bpf_links: Reading[BpfLinks] = Reading("linux.bpf_links:bpf_links", "What eBPF programs are attached to.")
+    bpf_programs: Reading[BpfPrograms] = Reading("linux.tracing.bpf_programs:bpf_programs", "Loaded eBPF programs.")
+    bpf_maps: Reading[BpfMaps] = Reading("linux.tracing.bpf_maps:bpf_maps", "eBPF maps.")
+    bpf_links: Reading[BpfLinks] = Reading("linux.tracing.bpf_links:bpf_links", "What eBPF programs are attached to.")
     bpf_attachments: Reading[BpfAttachments] = Reading(
-        "linux.bpf_attachments:bpf_attachments", "eBPF programs at control groups and devices, without a link too."
+        "linux.tracing.bpf_attachments:bpf_attachments",
+        "eBPF programs at control groups and devices, without a link too.",
     )
-    kprobes: Reading[Kprobes] = Reading("linux.kprobes:kprobes", "Where the kernel is probed, and by whom.")
-    ftrace_ops: Reading[FtraceOps] = Reading("linux.ftrace_ops:ftrace_ops", "Who uses ftrace.")
+    kprobes: Reading[Kprobes] = Reading("linux.tracing.kprobes:kprobes", "Where the kernel is probed, and by whom.")
+    ftrace_ops: Reading[FtraceOps] = Reading("linux.tracing.ftrace_ops:ftrace_ops", "Who uses ftrace.")
     ftrace_functions: Reading[FtraceFunctions] = Reading(
-        "linux.ftrace_functions:ftrace_functions", "Functions that are traced, and by whom."
+        "linux.tracing.ftrace_functions:ftrace_functions", "Functions that are traced, and by whom."
     )
     tracepoints: Reading[Tracepoints] = Reading(
-        "linux.tracepoints:tracepoints", "Functions that are called at tracepoints."
+        "linux.tracing.tracepoints:tracepoints", "Functions that are called at tracepoints."
     )
     gates: Reading[Gates] = Reading("control.gates.listing:gates", "What is denied to whom, and how often it was.")
     timers: Reading[Timers] = Reading("linux.timers:timers", "Timers that wait, of all CPUs.")
@@ -240,12 +241,14 @@ class Tables:
     xtables: Reading[Xtables] = Reading(
         "linux.network.xtables:xtables", "Tables of legacy iptables, of all network namespaces."
     )
-    uprobes: Reading[Uprobes] = Reading("linux.uprobes:uprobes", "Where programs are probed, and by whom.")
+    uprobes: Reading[Uprobes] = Reading("linux.tracing.uprobes:uprobes", "Where programs are probed, and by whom.")
     buddy_info: Reading[BuddyInfo] = Reading(
         "linux.memory.buddy_info:buddy_info", "Free memory by the size of its pieces."
     )
     swaps: Reading[Swaps] = Reading("linux.memory.swaps:swaps", "Where memory is swapped to.")
-    perf_events: Reading[PerfEvents] = Reading("linux.perf_events:perf_events", "Perf events that processes opened.")
+    perf_events: Reading[PerfEvents] = Reading(
+        "linux.tracing.perf_events:perf_events", "Perf events that processes opened."
+    )
     vm_counters: Reading[VmCounters] = Reading(
         "linux.memory.vm_counters:vm_counters", "Counters of memory, and of what was done with it."
     )

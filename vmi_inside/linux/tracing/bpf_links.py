@@ -15,12 +15,12 @@ import numpy as np
 from vmi_inside import ragged
 from vmi_inside.errors import ProfileError
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import bpf_objects
-from vmi_inside.linux.bpf_programs import targets
 from vmi_inside.linux.files.paths import paths
 from vmi_inside.linux.processes.cgroups import node_paths
 from vmi_inside.linux.symbols.code import Code
-from vmi_inside.linux.trace_events import event_targets
+from vmi_inside.linux.tracing import bpf_objects
+from vmi_inside.linux.tracing.bpf_programs import targets
+from vmi_inside.linux.tracing.trace_events import event_targets
 from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask

@@ -15,8 +15,8 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import NoMember, NoSymbol, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import bpf_objects
 from vmi_inside.linux.processes.cgroups import node_paths
+from vmi_inside.linux.tracing import bpf_objects
 from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import bpf_objects
+from vmi_inside.linux.tracing import bpf_objects
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask
 

@@ -14,11 +14,11 @@ import numpy as np
 from vmi_inside import walk
 from vmi_inside.errors import Unsupported
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import bpf_objects
 from vmi_inside.linux.names import task_names
 from vmi_inside.linux.tasks import PIDTYPE_PID
 from vmi_inside.linux.tasks import pids as all_pids
-from vmi_inside.linux.trace_events import event_targets
+from vmi_inside.linux.tracing import bpf_objects
+from vmi_inside.linux.tracing.trace_events import event_targets
 from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64

@@ -13,7 +13,8 @@ import numpy as np
 
 from vmi_inside import ragged
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import bpf_objects, clock
+from vmi_inside.linux import clock
+from vmi_inside.linux.tracing import bpf_objects
 from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask

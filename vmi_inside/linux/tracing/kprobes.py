@@ -15,7 +15,7 @@ from vmi_inside import walk
 from vmi_inside.errors import NoSymbol, ProfileError, Unsupported
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.symbols.code import Code
-from vmi_inside.linux.trace_events import kprobe_events
+from vmi_inside.linux.tracing.trace_events import kprobe_events
 from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask

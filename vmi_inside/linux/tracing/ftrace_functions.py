@@ -12,8 +12,8 @@ import numpy as np
 
 from vmi_inside.errors import MemoryFault, NoSymbol
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import ftraced
 from vmi_inside.linux.symbols.code import Code
+from vmi_inside.linux.tracing import ftraced
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask
 

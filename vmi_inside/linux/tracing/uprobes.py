@@ -16,7 +16,7 @@ from vmi_inside.errors import MemoryFault, NoMember, NoSymbol, ProfileError, Uns
 from vmi_inside.kernel import Kernel
 from vmi_inside.linux.files.paths import paths
 from vmi_inside.linux.symbols.code import Code
-from vmi_inside.linux.trace_events import uprobe_events
+from vmi_inside.linux.tracing.trace_events import uprobe_events
 from vmi_inside.structs import Structs
 from vmi_inside.table import Faults, Table, Text, text
 from vmi_inside.types import I64, U64, Mask

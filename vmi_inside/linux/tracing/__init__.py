@@ -1,0 +1,1 @@
+"""What watches the kernel and programs: eBPF, probes, ftrace, tracepoints and perf events."""
