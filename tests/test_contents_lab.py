@@ -14,9 +14,9 @@ import pytest
 import vmi_inside
 from tests.lab.guest import LabGuest
 from vmi_inside.errors import NoFile, NoProcess, NotInMemory, PageFault
-from vmi_inside.linux.content import State
-from vmi_inside.linux.process_contents import ProcessContents
-from vmi_inside.linux.regions import Region
+from vmi_inside.linux.contents.content import State
+from vmi_inside.linux.contents.process_contents import ProcessContents
+from vmi_inside.linux.contents.regions import Region
 
 #: What can be summed up within reason: one of the workload's regions is 1 TiB.
 LARGEST = 8 << 20

@@ -14,7 +14,7 @@ import pytest
 import vmi_inside
 from tests.lab.guest import LabGuest
 from vmi_inside.drivers.notes import Notes
-from vmi_inside.linux.core_dump import Core, write_core
+from vmi_inside.linux.contents.core_dump import Core, write_core
 
 
 @pytest.fixture(params=["6.1-cloud", "new-cloud", "5.10-cloud"])

@@ -12,11 +12,11 @@ from tests.synthetic.guest import DIRECT, NOWHERE
 from tests.synthetic.linux import Task
 from tests.synthetic.ram import GIB, LARGE, PRESENT, PageTables
 from vmi_inside.errors import NoProcess, NotInMemory, PageFault
-from vmi_inside.linux.content import State, kernel_content, physical_content
-from vmi_inside.linux.core_dump import Core, _plan  # its parts are easier to see alone
+from vmi_inside.linux.contents.content import State, kernel_content, physical_content
+from vmi_inside.linux.contents.core_dump import Core, _plan  # its parts are easier to see alone
+from vmi_inside.linux.contents.process_contents import ProcessContents
 from vmi_inside.linux.files.file_content import contents
 from vmi_inside.linux.memory import user_pages
-from vmi_inside.linux.process_contents import ProcessContents
 
 R, W, SHARED, IO = 1, 2, 0x80, 0x4000
 BASE = 0x5555_0000_0000
@@ -273,15 +273,15 @@ def test_segments_of_a_core() -> None:
 
 
 def _joined(pages: object) -> object:
-    from vmi_inside.linux.core_dump import _gathered
+    from vmi_inside.linux.contents.core_dump import _gathered
 
     return _gathered(pages)  # type: ignore[arg-type]
 
 
 def test_a_core_of_very_many_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than fit into ELF's own count: the first section says how many there are."""
-    from vmi_inside.linux import core_dump
-    from vmi_inside.linux.regions import Region
+    from vmi_inside.linux.contents import core_dump
+    from vmi_inside.linux.contents.regions import Region
 
     region = Region(BASE, BASE + P, "r--p", "", 0, 0, R, State.UNTOUCHED, BASE + P)
     segments = [core_dump._Segment(region, BASE, BASE + P, False)] * 70000

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmi_inside.errors import Unsupported
-from vmi_inside.linux.streams import Stream
-from vmi_inside.linux.yara_matches import YaraMatches, excerpt, yara_matches
+from vmi_inside.linux.contents.streams import Stream
+from vmi_inside.linux.contents.yara_matches import YaraMatches, excerpt, yara_matches
 from vmi_inside.scan import strings as scan_strings
 from vmi_inside.scan import yara
 from vmi_inside.scan.strings import strings

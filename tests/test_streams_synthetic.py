@@ -9,8 +9,8 @@ from tests.synthetic.cache import CacheGuest, hidden
 from tests.synthetic.guest import DIRECT, IMAGE
 from tests.synthetic.ram import GIB
 from vmi_inside.errors import NoProcess
-from vmi_inside.linux import streams
-from vmi_inside.linux.process_contents import ProcessContents
+from vmi_inside.linux.contents import streams
+from vmi_inside.linux.contents.process_contents import ProcessContents
 
 P = 4096
 BASE = 0x5555_0000_0000

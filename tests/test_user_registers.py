@@ -10,7 +10,7 @@ import pytest
 from tests.synthetic import SyntheticGuest
 from tests.synthetic.guest import NOWHERE
 from tests.synthetic.layout import Layout
-from vmi_inside.linux.user_registers import COUNT, user_registers
+from vmi_inside.linux.contents.user_registers import COUNT, user_registers
 
 LAYOUT = """
 vm_struct 64

@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
     from vmi_inside.control.machine import Machine
     from vmi_inside.dumping import Dumped
-    from vmi_inside.linux.content import Content
+    from vmi_inside.linux.contents.content import Content
+    from vmi_inside.linux.contents.process_contents import ProcessContents
+    from vmi_inside.linux.contents.streams import Stream
+    from vmi_inside.linux.contents.yara_matches import YaraMatches
     from vmi_inside.linux.files.file_content import FileContent
     from vmi_inside.linux.integrity import Findings
-    from vmi_inside.linux.process_contents import ProcessContents
-    from vmi_inside.linux.streams import Stream
     from vmi_inside.linux.system import SystemInfo
-    from vmi_inside.linux.yara_matches import YaraMatches
     from vmi_inside.profile.given import Given
     from vmi_inside.scan.strings import String
     from vmi_inside.scan.yara import Scanner
@@ -142,7 +142,7 @@ class Guest(Tables, ProcessControls, GateControls):
 
     def process_contents(self, pid: int) -> ProcessContents:
         """The memory of one process: its regions and what they hold. Raises `NoProcess`."""
-        from vmi_inside.linux.process_contents import ProcessContents
+        from vmi_inside.linux.contents.process_contents import ProcessContents
 
         return ProcessContents(self.kernel, pid)
 
@@ -152,7 +152,7 @@ class Guest(Tables, ProcessControls, GateControls):
         What is not in memory is zeros, and told apart. Raises `NoProcess`, `GuestGone`, and ValueError for more than
         1 GiB.
         """
-        from vmi_inside.linux import content
+        from vmi_inside.linux.contents import content
 
         if pid is not None:
             found = self.process_contents(pid).content(address, size)
@@ -181,7 +181,7 @@ class Guest(Tables, ProcessControls, GateControls):
 
         Raises `NoProcess` for one of `pids` that is not there.
         """
-        from vmi_inside.linux import streams
+        from vmi_inside.linux.contents import streams
 
         if kernel:
             return streams.of_kernel(self.kernel)
@@ -202,7 +202,7 @@ class Guest(Tables, ProcessControls, GateControls):
 
     def yara(self, rules: Scanner, streams: Iterable[Stream], **options: Any) -> YaraMatches:
         """Where strings of YARA rules stand in what `streams` gave; `options` are those of `yara_matches`."""
-        from vmi_inside.linux.yara_matches import yara_matches
+        from vmi_inside.linux.contents.yara_matches import yara_matches
 
         return yara_matches(streams, rules, **options)
 

@@ -16,9 +16,9 @@ import numpy as np
 from tests.fuzz.watch import Violation
 from vmi_inside.errors import NoFile, NoProcess
 from vmi_inside.guest import Guest
-from vmi_inside.linux.core_dump import write_core
+from vmi_inside.linux.contents.core_dump import write_core
+from vmi_inside.linux.contents.process_contents import ProcessContents
 from vmi_inside.linux.integrity.checks import DETECTORS
-from vmi_inside.linux.process_contents import ProcessContents
 from vmi_inside.linux.symbols.symbol_file import write_symbols
 from vmi_inside.profile.learn import learn
 from vmi_inside.table import Table

@@ -14,7 +14,7 @@ from vmi_inside.cli.options import Target, target_options
 from vmi_inside.cli.output import Output
 from vmi_inside.cli.progress import progress
 
-#: The kinds of `linux.core_dump.KINDS`, and all of them.
+#: The kinds of `linux.contents.core_dump.KINDS`, and all of them.
 _KINDS: Final = ("heap", "stack", "anon", "file", "all")
 
 
@@ -57,8 +57,8 @@ def memdump(target: Target, pid: int, path: Path | None, force: bool, kinds: fro
     path = path or Path(f"core.{pid}")
     outfile.check(path, force)
     with target.attach(Output(quiet=quiet)) as guest:
-        from vmi_inside.linux.content import WHY
-        from vmi_inside.linux.core_dump import write_core
+        from vmi_inside.linux.contents.content import WHY
+        from vmi_inside.linux.contents.core_dump import write_core
 
         memory = guest.process_contents(pid)
         with outfile.written(path) as file, progress(f"process {pid}") as told:

@@ -105,7 +105,7 @@ def _pieces(
     guest: Guest, start: int, length: int, pid: int | None, physical: bool, gaps: Gaps
 ) -> Iterator[tuple[int, bytes, str]]:
     """The range in pieces that adjoin: known ones, and others with the reason why they are not."""
-    from vmi_inside.linux.content import WHY
+    from vmi_inside.linux.contents.content import WHY
 
     for at in range(start, start + length, _STEP):
         found = guest.content(at, min(_STEP, start + length - at), pid=pid, physical=physical)

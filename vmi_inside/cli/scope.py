@@ -15,7 +15,7 @@ from vmi_inside.cli.listing import pid_option
 if TYPE_CHECKING:
     from vmi_inside.cli.options import Command
     from vmi_inside.guest import Guest
-    from vmi_inside.linux.streams import Stream
+    from vmi_inside.linux.contents.streams import Stream
 
 
 @dataclass(frozen=True, slots=True)

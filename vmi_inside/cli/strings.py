@@ -18,7 +18,7 @@ from vmi_inside.cli.scope import Scope, scope_options
 from vmi_inside.cli.sink import emit
 
 if TYPE_CHECKING:
-    from vmi_inside.linux.streams import Stream
+    from vmi_inside.linux.contents.streams import Stream
     from vmi_inside.scan.strings import String
 
     Found = Iterator[tuple[Stream, String]]

@@ -16,7 +16,7 @@ from vmi_inside.cli.progress import progress
 from vmi_inside.cli.scope import Scope, scope_options
 
 if TYPE_CHECKING:
-    from vmi_inside.linux.streams import Stream
+    from vmi_inside.linux.contents.streams import Stream
 
 _SHOWN = plain("rule", "pid", "name", "address", "string", "path", "data")
 
@@ -55,7 +55,7 @@ def yara(
     of it at once. Needs yara-x (pip install 'vmi-inside[yara]'). Ends with exit code 1 when nothing matches, 11
     when time ran out.
     """
-    from vmi_inside.linux.yara_matches import YaraMatches
+    from vmi_inside.linux.contents.yara_matches import YaraMatches
     from vmi_inside.scan.yara import Scanner, sources
 
     fields = output.choose(YaraMatches.schema, _SHOWN)

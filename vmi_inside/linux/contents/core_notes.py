@@ -15,13 +15,13 @@ import numpy as np
 
 from vmi_inside import elf
 from vmi_inside.kernel import Kernel
+from vmi_inside.linux.contents.process_contents import ProcessContents
+from vmi_inside.linux.contents.regions import Region
+from vmi_inside.linux.contents.user_registers import COUNT, user_registers
 from vmi_inside.linux.memory import mm
-from vmi_inside.linux.process_contents import ProcessContents
 from vmi_inside.linux.processes.view import DEFAULT_PRIORITY
-from vmi_inside.linux.regions import Region
 from vmi_inside.linux.tasks import PIDTYPE_PID
 from vmi_inside.linux.tasks import pids as all_pids
-from vmi_inside.linux.user_registers import COUNT, user_registers
 from vmi_inside.structs import Structs
 from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE
 

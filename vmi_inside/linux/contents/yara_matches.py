@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from vmi_inside.linux.streams import Pieces, Stream
+from vmi_inside.linux.contents.streams import Pieces, Stream
 from vmi_inside.scan.yara import Scanner, TimeOut
 from vmi_inside.table import Table, Text, text
 from vmi_inside.types import I64, U64

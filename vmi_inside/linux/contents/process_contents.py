@@ -16,12 +16,12 @@ import numpy as np
 
 from vmi_inside.errors import MemoryFault, NoProcess, NoSymbol, NotInMemory, PageFault
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.backing import Backing, Held
-from vmi_inside.linux.content import READABLE, WHY, Content, State, check_size
+from vmi_inside.linux.contents.backing import Backing, Held
+from vmi_inside.linux.contents.content import READABLE, WHY, Content, State, check_size
+from vmi_inside.linux.contents.regions import USER_END, Region, regions_of
 from vmi_inside.linux.memory import user_pages
 from vmi_inside.linux.memory.user_pages import UserPages, runs
 from vmi_inside.linux.names import task_names
-from vmi_inside.linux.regions import USER_END, Region, regions_of
 from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_TGID
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.types import MASK64, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask, align_down, align_up

@@ -13,12 +13,12 @@ import numpy as np
 
 from vmi_inside.errors import NoProcess, NoSymbol
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.backing import Held
+from vmi_inside.linux.contents.backing import Held
+from vmi_inside.linux.contents.process_contents import ProcessContents
 from vmi_inside.linux.files.cached_files import cached_files
 from vmi_inside.linux.files.file_content import FileContent, contents
 from vmi_inside.linux.memory.user_pages import PRESENT, UserPages, runs
 from vmi_inside.linux.pages import Pages
-from vmi_inside.linux.process_contents import ProcessContents
 from vmi_inside.linux.tasks import PF_KTHREAD, PIDTYPE_TGID
 from vmi_inside.linux.tasks import pids as all_pids
 from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, align_down, align_up

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.content import State
+from vmi_inside.linux.contents.content import State
 from vmi_inside.linux.files.page_cache import in_memory
 from vmi_inside.linux.memory import vmas
 from vmi_inside.linux.memory.memory_map import process_memory_map

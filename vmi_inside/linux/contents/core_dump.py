@@ -16,12 +16,12 @@ import numpy as np
 
 from vmi_inside import elf
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux import core_notes
-from vmi_inside.linux.backing import Held
-from vmi_inside.linux.content import State
+from vmi_inside.linux.contents import core_notes
+from vmi_inside.linux.contents.backing import Held
+from vmi_inside.linux.contents.content import State
+from vmi_inside.linux.contents.process_contents import ProcessContents
+from vmi_inside.linux.contents.regions import Region
 from vmi_inside.linux.memory import vmas
-from vmi_inside.linux.process_contents import ProcessContents
-from vmi_inside.linux.regions import Region
 from vmi_inside.types import PAGE_SHIFT, PAGE_SIZE, align_up
 
 #: Kinds of regions that can be asked for.

@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 
 from vmi_inside.kernel import Kernel
-from vmi_inside.linux.content import State
+from vmi_inside.linux.contents.content import State
+from vmi_inside.linux.contents.regions import Region
 from vmi_inside.linux.files.page_cache import Cached, cached_pages
 from vmi_inside.linux.memory.vmas import VM_HUGETLB
-from vmi_inside.linux.regions import Region
 from vmi_inside.types import I64, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, U8, U64, Mask
 
 #: No image of a vdso is larger.
