@@ -44,6 +44,18 @@ HOMES = {
     "_libvmi": "drivers", "libvmi": "drivers",
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+#: The folders of `linux`, from the ground up as well. What they import of `linux` itself imports no folder.
+LINUX: tuple[tuple[str, ...], ...] = (
+    ("symbols",),
+    ("files",),
+    ("memory",),
+    ("processes",),
+    ("contents", "tracing", "sockets", "network"),
+    ("integrity",),
+)
+LEVEL = {folder: level for level, folders in enumerate(LINUX) for folder in folders}
+#: Sockets have addresses, and devices are found in sockets' namespaces.
+LINUX_BESIDE = {"sockets", "network"}
 
 
 def modules() -> list[Path]:
@@ -84,6 +96,24 @@ def test_a_room_knows_only_what_lies_below(path: Path) -> None:
             continue
         assert other not in BLIND.get(room, set()), f"{room} must not know {other}"
         assert FLOOR[other] < FLOOR[room] or {room, other} <= BESIDE, f"{room} imports {other} from above or beside"
+
+
+def of_linux(path: Path) -> set[str]:
+    """What a file imports of `linux`: folders, and files that lie in none."""
+    return {name.split(".")[2] for name in imported(path) if name.startswith("vmi_inside.linux.")}
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in ROOT.glob("linux/*/__init__.py")))
+def test_folders_of_linux_import_one_way(folder: str) -> None:
+    assert folder in LEVEL, f"linux/{folder} has no level"
+    for path in sorted((ROOT / "linux" / folder).glob("*.py")):
+        for other in of_linux(path) - {folder}:
+            if other in LEVEL:
+                known = LEVEL[other] < LEVEL[folder] or {other, folder} <= LINUX_BESIDE
+                assert known, f"{folder}/{path.name} imports {other} from above or beside"
+            else:
+                above = of_linux(ROOT / "linux" / f"{other}.py") & LEVEL.keys()
+                assert not above, f"{folder}/{path.name} imports {other}, which imports {above}"
 
 
 def test_there_are_rooms() -> None:

@@ -1,1 +1,1 @@
-"""Linux: one small file for each table."""
+"""Linux: one small file for each table, in folders by subsystem; here what all share, and the kernel as a whole."""

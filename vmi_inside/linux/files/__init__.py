@@ -1,1 +1,1 @@
-"""Files: descriptors, paths, inodes and what is cached of them; mounts and block devices below."""
+"""Files: descriptors, paths, inodes and what is cached of them; mounts and block devices."""
