@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -19,6 +20,8 @@ from tests.lab import missing_prerequisites
 from tests.lab.guest import LabGuest, Shape
 from tests.lab.kernels import SUITES
 from tests.lab.xen.parts import XEN_HOSTS
+from tests.replaced import REPLACED
+from tests.xen.dom0 import lost_news
 
 if TYPE_CHECKING:
     from tests.lab.libvirt import Daemon
@@ -29,7 +32,6 @@ Boot = Callable[..., LabGuest]
 _FIXTURES: Final = {"lab", "lab_guest", "lab_boot", "lab_fresh", "lab_qemu"}
 #: What tests that run on one kernel after the other do without `--all-kernels`: an old one and the newest.
 _USUAL_KERNELS: Final = {"6.1-cloud", "new-cloud"}
-_REPLACED: Final = pytest.StashKey[list[str]]()
 _MOST_VARIANTS: Final = 5  # guests kept running beside the shared one: an idle one costs some hundredths of a processor
 
 #: For mutation testing (docs/mutation.md): the same examples each time, and one that fails is not made smaller.
@@ -61,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for trouble in config.stash.get(_REPLACED, []):
+    for trouble in config.stash.get(REPLACED, []):
         terminalreporter.section("a shared guest was replaced")
         terminalreporter.line(trouble)
 
@@ -73,6 +75,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             # An emulated guest lives on while it is looked at, on processors that are shared: what fails is done once
             # more, and pytest says how many were.
             item.add_marker(pytest.mark.flaky(reruns=1))
+        elif item.get_closest_marker("xen"):  # only where the emulated machine has lost a guest, by Xen's own word
+            item.add_marker(pytest.mark.flaky(reruns=1, condition=partial(lost_news, config)))
     left_out = [
         item
         for item in items
@@ -161,7 +165,7 @@ def lab_boot(request: pytest.FixtureRequest) -> Boot:
         wanted = Shape(**shape)
         guest = running.pop(wanted, None)
         if guest is not None and (trouble := guest.trouble()):
-            request.config.stash.setdefault(_REPLACED, []).append(trouble)
+            request.config.stash.setdefault(REPLACED, []).append(trouble)
             guest.destroy()
             guest = None
         if guest is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -12,6 +12,26 @@ from vmi_inside.cli import exits
 
 long = pytest.mark.xen_long
 KINDS = ("pvh", "pv", pytest.param("hvm", marks=long))
+
+
+class Lost:
+    """How many guests the emulated machine has lost: a test that fails meanwhile is done once more."""
+
+    NAME: Final = "lost-guests"  # among pytest's plugins
+
+    def __init__(self, host: XenHost) -> None:
+        self._host = host
+        self.known = 0
+
+    def news(self) -> bool:
+        """Whether one was lost that nobody has seen to."""
+        return self._host.losses() > self.known
+
+
+def lost_news(config: pytest.Config) -> bool:
+    """Whether the run's Xen host, if there is one, lost a guest that was not replaced yet."""
+    lost = config.pluginmanager.get_plugin(Lost.NAME)
+    return lost is not None and lost.news()
 
 
 def vcpus(request: pytest.FixtureRequest) -> int:

@@ -32,6 +32,7 @@ COMMAND_LINE = (
 
 
 def start(kind: str, workload: str, vcpus: int) -> None:
+    hang_up(kind)
     with open(f"/tmp/{kind}.cfg", "w") as config:
         config.write(
             f"name='{kind}'\ntype='{kind}'\nkernel='/lab/vmlin{'uz' if kind == 'hvm' else 'ux'}'\n"
@@ -44,6 +45,7 @@ def start(kind: str, workload: str, vcpus: int) -> None:
 
 
 def virt(kind: str, workload: str, vcpus: int) -> None:
+    hang_up(kind)
     machine, named = {"pv": ("xenpv", "linux"), "pvh": ("xenpvh", "xenpvh")}[kind]
     subprocess.run(["/lab/virt"], check=True)
     if "/usr/lib/python3/dist-packages" not in sys.path:
@@ -58,6 +60,12 @@ def virt(kind: str, workload: str, vcpus: int) -> None:
         "<clock offset='utc'><timer name='tsc' mode='native'/></clock><on_crash>destroy</on_crash>"
         "<on_reboot>destroy</on_reboot><devices><console type='pty'><target type='xen'/></console></devices></domain>"
     )
+
+
+def hang_up(kind: str) -> None:
+    """Let go of the console of an earlier guest of that name."""
+    if kind in CONSOLES:
+        os.close(CONSOLES.pop(kind))
 
 
 def console(kind: str) -> int:
@@ -84,7 +92,7 @@ def ask(kind: str, command: str, seconds: float, *, again: bool = False) -> tupl
     try:
         return exchange(CONSOLES[kind], kind, command.encode(), seconds, again)
     except OSError as error:
-        os.close(CONSOLES.pop(kind))
+        hang_up(kind)
         raise RuntimeError(f"{kind}: its console has ended: {error}") from error
 
 
