@@ -200,8 +200,8 @@ def test_a_large_table() -> None:
 def test_what_looks_like_a_table_does_not_hide_one(false: int) -> None:
     lines = some_lines(1100)
     # Bytes of names that read as a number of symbols that would fit, at one multiple of four in each of these names.
-    lines += [Line("__x64_initsys_sys_a" * 4, "t", 1 << 20)] * false
-    assert compress(lines[-1].name) == b"\x01\x04\0\0a" * 4
+    lines[1:1] = [Line("__x64_initsys_sys_a" * 4, "t", 1)] * false
+    assert compress(lines[1].name) == b"\x01\x04\0\0a" * 4
     raw, places = encode(lines, at=4096)
     # Numbers that could be markers, behind those.
     other = np.array([0, 600, 1200, 1800, 2400, 1 << 31] * false, "<u4").tobytes()
@@ -292,6 +292,13 @@ def test_digits_alone_are_no_token_table() -> None:
     for behind in (b"", b"\0" * 300, b"\0" * 5000, digits * 500, b"x" * 20000):
         image = np.frombuffer(b"\1" * 512 + digits + behind, np.uint8)
         assert kallsyms.parse(image, 512) is None
+
+
+def test_other_digits_in_the_same_piece_of_ram() -> None:
+    lines = some_lines(1100)
+    found = decode(kallsyms._DIGITS * 2 + encode(lines)[0] + kallsyms._DIGITS)
+    assert found is not None
+    assert lines_of(found.symbols) == lines
 
 
 def test_a_hole_in_ram_ends_the_search() -> None:

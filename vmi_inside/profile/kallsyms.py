@@ -100,7 +100,7 @@ def parse(image: U8, digits: int) -> Kallsyms | None:
             continue
         values = _values(image, names, index_at + 2 * _TOKENS)
         if values is not None:
-            found = _decode(image, image[table_at:index_at], index, names, values)
+            found = _decode(image[table_at:index_at], index, names, values)
             return found and replace(found, tables=_tables(names, values, markers_at, table_at, index_at))
     return None
 
@@ -281,7 +281,7 @@ def _based(image: U8, at: int, raw: I64, base_at: int) -> _Values | None:
     return _Values(at, values, fixed, base, base_at)
 
 
-def _decode(image: U8, table: U8, index: I64, names: _Names, values: _Values) -> Kallsyms | None:
+def _decode(table: U8, index: I64, names: _Names, values: _Values) -> Kallsyms | None:
     """Expand the tokens of all names at once, and make the values relative to `_text`."""
     # Two more tokens: what a name's first length byte becomes, a NUL, and its second, nothing.
     width = np.concatenate((np.diff(index) - 1, (1, 0)))
