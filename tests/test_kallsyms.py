@@ -178,6 +178,16 @@ def test_names_of_every_length() -> None:
     assert lines_of(found.symbols) == lines
 
 
+def test_no_token_is_longer_than_eight_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are stored eight bytes at a time: here once is enough."""
+    monkeypatch.delitem(_PIECES, 2)
+    lines = some_lines(1100)
+    found = decode(encode(lines, at=4096)[0])
+    assert found is not None
+    assert lines_of(found.symbols) == lines
+    assert found.symbols.rows(lines[-1].name) == [1099]
+
+
 @pytest.mark.parametrize("more", range(8))
 def test_names_end_anywhere_before_the_markers(more: int) -> None:
     lines = [*some_lines(1100), Line("y" * (more + 1), "t", 1 << 20)]
@@ -257,6 +267,20 @@ def test_names_that_end_where_the_last_block_would_begin() -> None:
     markers = places["kallsyms_markers"]
     last = int.from_bytes(raw[markers + 16 : markers + 20], "little")
     assert decode(raw[: places["kallsyms_names"] + (last & ~3)] + raw[markers:]) is None
+
+
+def test_names_that_are_longer_than_their_block() -> None:
+    raw, places = encode(some_lines(1100), at=4096)
+    names, markers = places["kallsyms_names"], places["kallsyms_markers"]
+    room = markers - names
+    long = bytes([(room - 1) % 128]) + b"\x7f" * (room - 1)  # one of them ends where the room does
+    assert decode(raw[:names] + long + raw[markers:]) is None
+
+
+def test_offsets_whose_beginning_is_not_there() -> None:
+    raw, places = encode(some_lines(1100), at=4096)
+    assert decode(raw, before=0) is not None
+    assert decode(raw[places["kallsyms_relative_base"] - 80 :], before=0) is None
 
 
 def test_more_markers_than_symbols_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
