@@ -170,6 +170,15 @@ def test_any_names_survive(layout: str, names: list[str], step: int) -> None:
     assert lines_of(found.symbols) == lines
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_symbols_at_one_address(layout: str) -> None:
+    lines = some_lines(1100)
+    lines[500] = Line("alias", "t", lines[499].value)
+    found = decode(encode(lines, layout, at=4096)[0])
+    assert found is not None
+    assert lines_of(found.symbols) == lines
+
+
 def test_names_of_every_length() -> None:
     lines = [Line("_text", "T", 0)]
     lines += [Line("y" * (row // 2 * 7 % 520 + 1 if row % 2 else 1), "t", row) for row in range(1, 1100)]
