@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ _PIECES = {
     2: "a_token_that_is_longer_than_sixteen_bytes",
     3: "_t",
     4: "init",
-    200: "lock",
+    200: "locked",  # with which the token table does not end at a multiple of 8
     255: "ed",
 }
 
@@ -81,9 +82,9 @@ def encode(lines: list[Line], layout: str = "6.1", *, at: int = 0, base: int = B
     out = b""
     places = {}
 
-    def put(name: str, data: bytes, align: int = 8) -> None:
+    def put(name: str, data: bytes) -> None:
         nonlocal out
-        out += bytes(-(at + len(out)) % align)
+        out += bytes(-(at + len(out)) % (4 if layout == "7.0" else 8))
         places[f"kallsyms_{name}"] = len(out)
         out += data
 
@@ -99,10 +100,9 @@ def encode(lines: list[Line], layout: str = "6.1", *, at: int = 0, base: int = B
     if layout == "6.1":
         put("seqs_of_names", seqs)
     put("token_table", table)
-    put("token_index", index, 4)
+    put("token_index", index)
     if late:
-        put("offsets", b"", 4)
-        put("offsets", offsets(at + len(out)), 4)
+        put("offsets", offsets(at + len(out)))
     if layout in ("6.4", "6.15"):
         put("relative_base", base.to_bytes(8, "little"))
     if late:
@@ -170,6 +170,66 @@ def test_any_names_survive(layout: str, names: list[str], step: int) -> None:
     assert lines_of(found.symbols) == lines
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_symbols_at_one_address(layout: str) -> None:
+    lines = some_lines(1100)
+    lines[500] = Line("alias", "t", lines[499].value)
+    found = decode(encode(lines, layout, at=4096)[0])
+    assert found is not None
+    assert lines_of(found.symbols) == lines
+
+
+def test_names_of_every_length() -> None:
+    lines = [Line("_text", "T", 0)]
+    lines += [Line("y" * (row // 2 * 7 % 520 + 1 if row % 2 else 1), "t", row) for row in range(1, 1100)]
+    found = decode(encode(lines, at=4096)[0])
+    assert found is not None
+    assert lines_of(found.symbols) == lines
+
+
+def test_no_token_is_longer_than_eight_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are stored eight bytes at a time: here once is enough."""
+    monkeypatch.delitem(_PIECES, 2)
+    lines = some_lines(1100)
+    found = decode(encode(lines, at=4096)[0])
+    assert found is not None
+    assert lines_of(found.symbols) == lines
+    assert found.symbols.rows(lines[-1].name) == [1099]
+
+
+@pytest.mark.parametrize("more", range(8))
+def test_names_end_anywhere_before_the_markers(more: int) -> None:
+    lines = [*some_lines(1100), Line("y" * (more + 1), "t", 1 << 20)]
+    lines[5] = Line("ocked", "l", 80)  # type and name are one token
+    found = decode(encode(lines, at=4096)[0])
+    assert found is not None
+    assert lines_of(found.symbols) == lines
+
+
+def test_a_large_table() -> None:
+    """With more than 64 KiB between markers and tokens, and than 128 KiB of names in the blocks."""
+    lines = some_lines(25_000)
+    found = decode(encode(lines, at=4096)[0])
+    assert found is not None
+    assert found.symbols.find("_text") == 0
+    assert lines_of(found.symbols) == lines
+
+
+@pytest.mark.parametrize("false", [1, 2])
+def test_what_looks_like_a_table_does_not_hide_one(false: int) -> None:
+    lines = some_lines(1100)
+    # Bytes of names that read as a number of symbols that would fit, at one multiple of four in each of these names.
+    lines[1:1] = [Line("__x64_initsys_sys_a" * 4, "t", 1)] * false
+    assert compress(lines[1].name) == b"\x01\x04\0\0a" * 4
+    raw, places = encode(lines, at=4096)
+    # Numbers that could be markers, behind those.
+    other = np.array([0, 600, 1200, 1800, 2400, 1 << 31] * false, "<u4").tobytes()
+    raw = raw[: places["kallsyms_token_table"]] + other + raw[places["kallsyms_token_table"] :]
+    found = decode(raw)
+    assert found is not None
+    assert lines_of(found.symbols) == lines
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     layout=st.sampled_from(LAYOUTS), where=st.floats(0, 1), what=st.binary(min_size=1, max_size=64), cut=st.booleans()
@@ -192,6 +252,54 @@ def test_tables_that_lie_are_not_believed(layout: str) -> None:
     assert decode(encode([Line("text", "T", 0), *some_lines(1500)[1:]], layout, at=4096)[0]) is None  # no _text
 
 
+@pytest.mark.parametrize(
+    ("at", "numbers"),
+    [
+        (0, lambda index: [1]),
+        (5, lambda index: [index[4]]),
+        (5, lambda index: [index[5] - 1]),
+        (60, lambda index: [index[60] - 1]),
+        (100, lambda index: [*index[101:], index[255] + len(_PIECES[255]) + 1]),  # each the next one's
+    ],
+)
+def test_an_index_of_tokens_that_lies_is_not_believed(at: int, numbers: Callable[[list[int]], list[int]]) -> None:
+    raw, places = encode(some_lines(1500), at=4096)
+    image = bytearray(raw)
+    index = np.frombuffer(image, "<u2", 256, places["kallsyms_token_index"])
+    wrong = numbers(index.tolist())
+    index[at : at + len(wrong)] = wrong
+    assert decode(bytes(image)) is None
+
+
+def test_names_that_end_where_the_last_block_would_begin() -> None:
+    raw, places = encode(some_lines(1100), at=4096)
+    markers = places["kallsyms_markers"]
+    last = int.from_bytes(raw[markers + 16 : markers + 20], "little")
+    assert decode(raw[: places["kallsyms_names"] + (last & ~3)] + raw[markers:]) is None
+
+
+def test_names_that_are_longer_than_their_block() -> None:
+    raw, places = encode(some_lines(1100), at=4096)
+    names, markers = places["kallsyms_names"], places["kallsyms_markers"]
+    room = markers - names
+    long = bytes([(room - 1) % 128]) + b"\x7f" * (room - 1)  # one of them ends where the room does
+    assert decode(raw[:names] + long + raw[markers:]) is None
+
+
+def test_offsets_whose_beginning_is_not_there() -> None:
+    raw, places = encode(some_lines(1100), at=4096)
+    assert decode(raw, before=0) is not None
+    assert decode(raw[places["kallsyms_relative_base"] - 80 :], before=0) is None
+
+
+def test_more_markers_than_symbols_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kallsyms, "_SYMBOL_LIMIT", 1000)
+    raw, places = encode(some_lines(1536), at=4096)
+    count = places["kallsyms_num_syms"]
+    assert decode(raw[:count] + (900).to_bytes(4, "little") + raw[count + 4 :]) is None
+    assert decode(raw) is None
+
+
 @pytest.mark.parametrize("cut", [1, 10, 19])
 @pytest.mark.parametrize("layout", ["6.1", "7.0"])
 def test_tables_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, layout: str, cut: int) -> None:
@@ -202,6 +310,7 @@ def test_tables_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, lay
     digits = raw.index(kallsyms._DIGITS)
     before = 4096 + -(digits + cut) % (1 << 16) & -8
     raw, places = encode(lines, layout, at=before)
+    monkeypatch.setattr(kallsyms, "_BEHIND", len(raw) - digits)
     image = bytes(before) + raw + bytes(1 << 17)
     memory = MappedMemory([(Run(1 << 20, len(image)), np.frombuffer(image, np.uint8))])
     for start in (1 << 20, (1 << 20) + 4096):
@@ -213,9 +322,16 @@ def test_tables_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, lay
 
 def test_digits_alone_are_no_token_table() -> None:
     digits = b"".join(b"%d\0" % digit for digit in range(10))
-    for behind in (b"", b"\0" * 5000, digits * 500, b"x" * 20000):
+    for behind in (b"", b"\0" * 300, b"\0" * 5000, digits * 500, b"x" * 20000):
         image = np.frombuffer(b"\1" * 512 + digits + behind, np.uint8)
         assert kallsyms.parse(image, 512) is None
+
+
+def test_other_digits_in_the_same_piece_of_ram() -> None:
+    lines = some_lines(1100)
+    found = decode(kallsyms._DIGITS * 2 + encode(lines)[0] + kallsyms._DIGITS)
+    assert found is not None
+    assert lines_of(found.symbols) == lines
 
 
 def test_a_hole_in_ram_ends_the_search() -> None:
@@ -223,6 +339,7 @@ def test_a_hole_in_ram_ends_the_search() -> None:
     memory = MappedMemory([(Run(0x10000, 4096), np.zeros(4096, np.uint8))])
     assert next(kallsyms.find(memory, 0), None) is None
     assert next(kallsyms.find(memory, 0x10000), None) is None
+    assert next(kallsyms.find(MappedMemory([]), 0), None) is None
     assert decode(raw) is not None
 
 

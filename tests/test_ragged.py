@@ -5,6 +5,7 @@ import pytest
 
 from tests.synthetic import LinuxGuest
 from tests.synthetic.guest import NOWHERE
+from tests.synthetic.ram import PageTables
 from vmi_inside import ragged
 
 
@@ -44,6 +45,107 @@ def test_words_know_their_range(guest: LinuxGuest) -> None:
     empty = ragged.gather(guest.space, addresses(), sizes())
     assert [len(part) for part in empty.words()] == [0, 0, 0]
     assert empty.rows() == []
+
+
+def test_every_beginning_with_every_size(guest: LinuxGuest) -> None:
+    held = bytes(range(1, 80)) + bytes(9) + bytes(range(80, 248))
+    base = guest.alloc(4096, "bytes")
+    guest.write(base, held)
+    cases = [(begin, size) for begin in range(70) for size in range(140)]
+    begins, size = np.array(cases, dtype=np.int64).T
+    got = ragged.gather(guest.space, np.uint64(base) + begins.astype(np.uint64), size)
+    assert got.ok.all()
+    assert got.rows() == [held[begin : begin + size] for begin, size in cases]
+    expected = [
+        (int.from_bytes(held[begin + 8 * number : begin + 8 * number + 8], "little"), index, number)
+        for index, (begin, size) in enumerate(cases)
+        if begin % 8 == 0
+        for number in range(size // 8)
+    ]
+    found = zip(*(part.tolist() for part in got.words()), strict=True)
+    assert list(found) == [one for one in expected if one[0]]
+
+
+def test_ranges_of_several_page_tables(guest: LinuxGuest) -> None:
+    """Of one size or of several: each is what its own tables say."""
+    roots = []
+    for number in range(3):
+        tables, frame = PageTables(guest.ram), guest.ram.frames()
+        if number:
+            tables.map(0x40_0000, frame)
+        guest.ram.write(frame, bytes([number]) * 4096)
+        roots.append(tables.root)
+    for size in ((64, 64, 64), (64, 100, 7)):
+        got = ragged.gather(guest.space, addresses(*[0x40_0000] * 3), sizes(*size), addresses(*roots))
+        assert got.ok.tolist() == [False, True, True]
+        assert got.rows() == [bytes([number]) * each for number, each in enumerate(size)]
+
+
+def test_the_last_bytes_before_a_page_that_is_not_there(guest: LinuxGuest) -> None:
+    end = guest.alloc(1 << 15, "pages") + 4096
+    guest.write(end - 100, bytes(range(100)))
+    guest.unmap(end)
+    left = [1, 3, 63, 64, 99, 100]
+    got = ragged.gather(guest.space, np.uint64(end) - addresses(*left), sizes(*left))
+    assert got.ok.all()
+    assert got.rows() == [bytes(range(100))[-each:] for each in left]
+    got = ragged.gather(guest.space, np.uint64(end) - addresses(*left), sizes(*left) + 1)
+    assert not got.ok.any()
+
+
+def test_of_an_empty_range_nothing_can_be_missing(guest: LinuxGuest) -> None:
+    at = addresses(NOWHERE + 7, guest.string("good"), guest.string("x"))
+    got = ragged.gather(guest.space, at, sizes(0, 4, 1))
+    assert got.ok.all()
+    assert got.rows() == [b"", b"good", b"x"]
+
+
+@pytest.mark.parametrize(
+    ("size", "most"),
+    [
+        ([64] * 3, 192),  # of one size: these and nothing else
+        ([8] * 3, 24),
+        ([4096] * 2, 8192),
+        ([64, 0, 0, 0, 64], 128),
+        ([8, 8, 128, 128, 128], 512),  # most of one size: the others in pieces of 64
+        ([100, 200, 8], 512),  # in pieces of 128
+        ([4001, 4000], 8192),  # in whole pages
+        ([0, 0, 0, 4001, 4000, 0], 8192),
+    ],
+)
+def test_little_is_read_that_was_not_asked_for(guest: LinuxGuest, size: list[int], most: int) -> None:
+    base = guest.alloc(1 << 15, "pages")
+    at = addresses(*[base + 4096 * index + 8 for index in range(len(size))])
+    guest.memory.reset()
+    got = ragged.gather(guest.space, at, sizes(*size))
+    assert got.ok.all()
+    assert [len(row) for row in got.rows()] == size
+    assert len(got.data) <= most
+    assert guest.memory.rows <= len(size) + 4  # pieces, and tables
+
+
+def test_words_of_ranges_that_end_within_one(guest: LinuxGuest) -> None:
+    at = [guest.alloc(16, "words") for _ in range(3)]
+    for base in at:
+        guest.word(base, 7)
+        guest.word(base + 8, 8)
+    got = ragged.gather(guest.space, addresses(*at), sizes(12, 12, 12))
+    assert [part.tolist() for part in got.words()] == [[7, 7, 7], [0, 1, 2], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "fits"),
+    [
+        ([5, 5], 10, [True, True]),
+        ([5, 6], 10, [True, False]),
+        ([10], 10, [True]),
+        ([11, 10], 10, [False, True]),
+        ([7, 2, 3, 1], 10, [False, True, True, True]),
+        ([4, 5] * 500, 3000, [True, True] * 200 + [True, False] * 300),
+    ],
+)
+def test_of_what_does_not_fit_the_largest_are_left_out(size: list[int], limit: int, fits: list[bool]) -> None:
+    assert ragged.fitting(sizes(*size), limit).tolist() == fits
 
 
 def test_sizes_that_lie(guest: LinuxGuest) -> None:
@@ -102,3 +204,12 @@ def test_of_ranges_of_one_size_one_is_half_there(guest: LinuxGuest) -> None:
     got = ragged.gather(guest.space, addresses(*at, NOWHERE), sizes(64, 64, 64, 64))
     assert got.ok.tolist() == [True, True, True, False]
     assert got.words()[0].tolist() == [7, 7, 7]
+
+
+def test_what_is_wrong_with_ranges_among_many_of_one_size(guest: LinuxGuest) -> None:
+    """One of another size that cannot be read, and one that is too large to be."""
+    at = guest.alloc(64, "words")
+    got = ragged.gather(guest.space, addresses(at, NOWHERE, at, at, at), sizes(64, 24, 64, ragged.TOTAL_LIMIT + 1, 64))
+    assert got.ok.tolist() == [True, False, True, False, True]
+    assert got.size.tolist() == [64, 24, 64, 0, 64]
+    assert got.row(1) == bytes(24)

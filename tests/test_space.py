@@ -535,6 +535,7 @@ def test_empty_batches() -> None:
     nothing = np.empty(0, dtype=np.uint64)
     assert space.gather(nothing, 8)[0].shape == (0, 8)
     assert space.gather(np.array([base], dtype=np.uint64), 0)[0].shape == (1, 0)
+    assert [part.dtype for part in space.translate(nothing)] == [np.uint64, np.bool_]
     assert len(space.translate(nothing)[0]) == 0
     assert memory.gathers == 0
 
@@ -547,6 +548,9 @@ def test_read_names_the_level_that_failed() -> None:
     space = AddressSpace(ram.memory, BY_LEVELS[4], tables.root)
     with pytest.raises(NoMemory, match="0xc0000000"):
         space.read(0x1000, 8)
+    tables.map(0, ram.frames())
+    with pytest.raises(NoMemory, match="0xc0000000"):
+        space.read(0x0FFF, 8)
     with pytest.raises(PageFault, match="0x3000") as fault:
         space.read(0x2FFF + 1, 8)
     assert (fault.value.level, fault.value.entry) == (1, 0x1234_5000)

@@ -60,7 +60,10 @@ class Ragged:
 
 
 def fitting(size: NDArray[np.int64], limit: int) -> Mask:
-    """Which of these sizes (n,), none negative, fit into `limit` all together: the largest are left out."""
+    """Which of these sizes (n,), none negative, fit into `limit` all together.
+
+    The largest are left out, of equal ones the last.
+    """
     fits: Mask = size <= limit
     if int(np.where(fits, size, 0).sum()) > limit:
         order = np.argsort(size, kind="stable")

@@ -83,6 +83,8 @@ def test_a_journal_is_read_on_from_where_it_was(store: Store) -> None:
     first = mine.begin("write", "one", "boot", {})
     assert [entry.state for entry in mine.entries()] == ["open"]
     mine.entries()[0].state = "broken"  # what is given is the caller's
+    mine.entries()[0].detail["mine"] = True
+    assert (mine.entries()[0].detail, mine.entries()[0].command) == ({}, "")
     other.end(other.entries()[0], "done")
     second = other.begin("write", "two", "boot", {})
     assert [(entry.id, entry.state) for entry in mine.entries()] == [(first.id, "done"), (second.id, "open")]

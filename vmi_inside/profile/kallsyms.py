@@ -9,6 +9,8 @@ Source: scripts/kallsyms.c, kernel/kallsyms.c. Names are strings of tokens; a bl
     6.4          num_syms, names, markers, token_table, token_index, offsets, relative_base, seqs_of_names
     7.0          the same without relative_base: an offset counts from where it stands itself
 
+Each begins at a multiple of 8, since 7.0 of 4.
+
 Until 6.15 an offset below zero is an address (relative_base - 1 - offset) and one above it a per-CPU or absolute value
 (CONFIG_KALLSYMS_ABSOLUTE_PERCPU); with the other setting, and since, all are addresses (relative_base + offset). The
 length of a name is one byte; since 6.1, from 128 on two, low seven bits first.
@@ -98,7 +100,7 @@ def parse(image: U8, digits: int) -> Kallsyms | None:
             continue
         values = _values(image, names, index_at + 2 * _TOKENS)
         if values is not None:
-            found = _decode(image, image[table_at:index_at], index, names, values)
+            found = _decode(image[table_at:index_at], index, names, values)
             return found and replace(found, tables=_tables(names, values, markers_at, table_at, index_at))
     return None
 
@@ -179,7 +181,9 @@ def _names(image: U8, markers_at: int, markers: I64) -> _Names | None:
         return None
     words = image[low : low + (size & ~3)].view("<u4")
     # A seqs_of_names may look like more markers, so the last of them may be false: then no count fits.
-    count_max = min(len(markers) * _BLOCK, _SYMBOL_LIMIT)
+    count_max = len(markers) * _BLOCK
+    if count_max > _SYMBOL_LIMIT:
+        return None
     fits = np.flatnonzero((words > count_max - _BLOCK) & (words <= count_max))
     for at in fits[::-1].tolist():
         count_at = low + 4 * at
@@ -192,14 +196,17 @@ def _names(image: U8, markers_at: int, markers: I64) -> _Names | None:
 
 
 def _walk(data: U8, markers: I64, count: int) -> tuple[U32, NDArray[np.bool_], int] | None:
-    """Step through all blocks of 256 names side by side: where each length stands, which take two bytes, the end."""
+    """Step through all blocks of 256 names side by side: where each length stands, which take two bytes, the end.
+
+    There are several blocks, all of them full but the last.
+    """
     position = 0
-    for _ in range(min(_BLOCK, count)):  # the first block alone: most false beginnings end here
+    for _ in range(_BLOCK):  # the first block alone: most false beginnings end here
         if position + 2 > len(data):
             return None
         length = int(data[position])
         position += 1 + length if length < 128 else 2 + (length & 127 | int(data[position + 1]) << 7)
-    if len(markers) > 1 and position != markers[1]:
+    if position != markers[1]:
         return None
     blocks = len(markers)
     starts = np.zeros((_BLOCK, blocks), np.uint32)
@@ -214,8 +221,6 @@ def _walk(data: U8, markers: I64, count: int) -> tuple[U32, NDArray[np.bool_], i
             end = int(here[-1])
             blocks -= 1
             here = here[:-1]
-            if not blocks:
-                break
         size = padded[here].astype(np.int64)
         two = size >= 128
         if two.any():
@@ -239,22 +244,18 @@ def _values(image: U8, names: _Names, behind: int) -> _Values | None:
     """The symbols' values, from the offsets before the names or behind the token index."""
     count = len(names.starts)
     size = 4 * count
-    late = tuple(dict.fromkeys((align_up(behind, 4), align_up(behind, 8))))
-    places = [(at, base) for at in late for base in (align_up(at + size, 8), at + size)]
-    for base in (names.count_at - 8, names.count_at - 12, names.count_at - 16):
-        places += [(base - align_up(size, 8), base), (base - size, base)]
-    for at, base in dict.fromkeys(places):
+    early = names.count_at - 8
+    for at, base in ((behind, align_up(behind + size, 8)), (early - align_up(size, 8), early)):
         raw = _numbers(image, at, count, "<i4")
         found = _based(image, at, raw, base) if raw is not None else None
         if found is not None:
             return found
     # Without a base there is less to check, so this comes last: zeros would ascend too.
-    for at in late:
-        raw = _numbers(image, at, count, "<i4")
-        if raw is not None and raw.any():
-            placed = raw + 4 * np.arange(count)
-            if (np.diff(placed) >= 0).all():
-                return _Values(at, placed, 0, None)
+    raw = _numbers(image, behind, count, "<i4")
+    if raw is not None and raw.any():
+        placed = raw + 4 * np.arange(count)
+        if (np.diff(placed) >= 0).all():
+            return _Values(behind, placed, 0, None)
     return None
 
 
@@ -270,7 +271,7 @@ def _based(image: U8, at: int, raw: I64, base_at: int) -> _Values | None:
     if base < _KERNEL_HALF or base % PAGE_SIZE:
         return None
     negative = raw < 0
-    fixed = int(np.argmax(negative)) if negative.any() else len(raw)
+    fixed = int(np.argmax(negative))
     if fixed < len(raw) // 2 and negative[fixed:].all():
         values = np.concatenate((raw[:fixed], -1 - raw[fixed:]))
     else:
@@ -280,7 +281,7 @@ def _based(image: U8, at: int, raw: I64, base_at: int) -> _Values | None:
     return _Values(at, values, fixed, base, base_at)
 
 
-def _decode(image: U8, table: U8, index: I64, names: _Names, values: _Values) -> Kallsyms | None:
+def _decode(table: U8, index: I64, names: _Names, values: _Values) -> Kallsyms | None:
     """Expand the tokens of all names at once, and make the values relative to `_text`."""
     # Two more tokens: what a name's first length byte becomes, a NUL, and its second, nothing.
     width = np.concatenate((np.diff(index) - 1, (1, 0)))
