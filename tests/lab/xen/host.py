@@ -98,8 +98,8 @@ class XenHost:
     def losses(self) -> int:
         """How many guests the emulated machine has lost: what they died with is no state of theirs, but Xen's own.
 
-        QEMU 7.2's SVM does that to them now and then, sooner with more vCPUs, and whether they are changed or only read:
-        a triple fault with Xen's code segment, instruction and page tables. Other triple faults do not count.
+        QEMU 7.2's SVM does that to them now and then, sooner with more vCPUs, whether they are changed or only read: a
+        triple fault with Xen's code segment, instruction and page tables. Other triple faults do not count.
         """
         return len(_LOST.findall(self.shell.console_tail(1 << 22)))
 
