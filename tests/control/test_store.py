@@ -122,6 +122,19 @@ def test_what_is_planned_is_written_by_its_number(store: Store) -> None:
     assert Journal(store).entries()[0].writes == (Write(0x2000, b"56", b"34", code=True), one)
 
 
+def test_the_same_writes_are_kept_once(store: Store) -> None:
+    journal = Journal(store)
+    for _ in range(3):
+        there, back = Write(0x1000, b"old", b"new"), Write(0x1000, b"new", b"old")
+        for one in (there, back):
+            entry = journal.begin("kind", "reason", "boot", {}, planned=[one])
+            journal.writes(entry, [one])
+            journal.end(entry, "done")
+    entries = journal.entries()
+    assert [entry.writes for entry in entries] == [(there,), (back,)] * 3
+    assert len({id(one) for entry in entries for one in (*entry.writes, *entry.planned)}) == 2
+
+
 def test_what_others_own_is_not_trusted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.append({"id": 1})
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)

@@ -90,12 +90,14 @@ class Journal:
         self._store = store
         self._found: dict[int, Entry] = {}
         self._seen = Seen()
+        # A controller that places and removes the same gates for days makes the same writes: each is kept once.
+        self._kept: dict[Write, Write] = {}
 
     def entries(self) -> list[Entry]:
         """All of them, the oldest first. Records that make no sense are left out."""
         records, self._seen = self._store.news(self._seen)
         if not self._seen.on:
-            self._found = {}
+            self._found, self._kept = {}, {}
         found = self._found
         for record in records:
             number, event = record.get("id"), record.get("event")
@@ -106,7 +108,7 @@ class Journal:
                     found[number] = Entry(
                         number, str(record["kind"]), str(record["reason"]), str(record["user"]), float(record["time"]),
                         str(record["boot"]), dict(record["detail"]), command=str(record.get("command", "")),
-                        planned=tuple(_writes(record.get("planned"))),
+                        planned=self._once(_writes(record.get("planned"))),
                     )  # fmt: skip
                 except (KeyError, TypeError, ValueError, OverflowError):
                     continue
@@ -114,7 +116,7 @@ class Journal:
             if entry is None or entry.state != "open":
                 continue
             if event == "writes":
-                entry.writes += tuple(_writes(record.get("writes"), entry.planned))
+                entry.writes += self._once(_writes(record.get("writes"), entry.planned))
             elif event == _TAKEN_BACK:
                 entry.writes = ()
             elif event == _NOTE and isinstance(record.get("detail"), dict):
@@ -129,6 +131,9 @@ class Journal:
             if undone is not None and undone.state == "done":
                 undone.state = "undone"
         return [replace(entry, detail=dict(entry.detail)) for entry in found.values()]
+
+    def _once(self, writes: Iterable[Write]) -> tuple[Write, ...]:
+        return tuple(self._kept.setdefault(one, one) for one in writes)
 
     def find(self, number: int) -> Entry | None:
         """One entry."""
