@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def _limit(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Limit]:
-    from vmi_inside.control.rlimits import LIMITS
+    from vmi_inside.control.rlimits import number
+    from vmi_inside.errors import ControlError
 
     found: dict[str, Limit] = {}
     for text in values:
@@ -27,8 +28,10 @@ def _limit(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
             equals = ""
         if not equals or (soft, hard) == ("", ""):
             raise click.BadParameter(f"{text!r} is no limit like nofile=64, nofile=64:128 or as=unlimited.")
-        if (name := name.lower()) not in LIMITS:
-            raise click.BadParameter(f"there is no limit {name!r}; there are {', '.join(LIMITS)}.")
+        try:
+            number(name := name.lower())
+        except ControlError as error:
+            raise click.BadParameter(f"{error}.") from None
         if name in found:
             raise click.BadParameter(f"the limit {name} is given twice.")
         found[name] = limit

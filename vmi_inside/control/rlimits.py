@@ -28,26 +28,26 @@ def set_limits(change: Changing, of: Target, limits: Mapping[str, Limit]) -> Non
 
     Raises `ControlError` for a limit that there is not, or a soft one above the hard one, `Unsupported`.
     """
-    for name in limits:
-        check(name)
+    numbers = {name: number(name) for name in limits}
+    if "cpu" in limits:
+        raise Unsupported("the limit cpu is kept by a timer that only the kernel can set; signal the process instead")
     kernel = change.kernel
     if not same(kernel, of):
         raise ControlError(f"process {of.pid} ({of.name}) has ended")
     signal = int(kernel.structs("task_struct", [of.task]).fetch("signal").pointer("signal")[0])
     writes = []
     for name, wanted in limits.items():
-        at = signal + kernel.struct("signal_struct").member(f"rlim[{LIMITS.index(name)}]").offset
+        at = signal + kernel.struct("signal_struct").member(f"rlim[{numbers[name]}]").offset
         old = change.read(at, 16)
         writes.append((at, _changed(name, old, wanted), old))
     change.apply(writes, space=of.space)
 
 
-def check(name: str) -> None:
-    """Raise `ControlError` for a limit that there is not, `Unsupported` for one that cannot be set from outside."""
+def number(name: str) -> int:
+    """A limit's number (RLIMIT_...). Raises `ControlError` where there is no such limit."""
     if name not in LIMITS:
         raise ControlError(f"there is no limit {name!r}; there are {', '.join(LIMITS)}")
-    if name == "cpu":
-        raise Unsupported("the limit cpu is kept by a timer that only the kernel can set; signal the process instead")
+    return LIMITS.index(name)
 
 
 def words(limits: Mapping[str, Limit]) -> str:
